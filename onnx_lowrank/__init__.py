@@ -1,0 +1,18 @@
+"""onnx-lowrank: low-rank factorisation of trained ONNX models, measured to be faster on the machine that runs them.
+
+>>> report = onnx_lowrank.optimize("model.onnx", "out.onnx", data="samples.npz", max_loss=0.01)
+>>> report.verdict.sentence()
+"""
+
+from __future__ import annotations
+
+from onnx_lowrank.compare import Comparison, compare
+from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.pipeline import analyze, apply, optimize
+from onnx_lowrank.plan import Plan
+from onnx_lowrank.report import Report
+from onnx_lowrank.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = ["Comparison", "LowRankError", "Plan", "Report", "Settings", "analyze", "apply", "compare", "optimize"]

@@ -1,0 +1,106 @@
+"""One pass over the samples: moments at every site, a group of tensors a run, no activation kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_lowrank.errors import DataError
+from onnx_lowrank.linalg import Array, Factorization, correct_bias, factor_gram, factor_input
+from onnx_lowrank.moments import Moments, rows
+from onnx_lowrank.runtime import Feed, Session, with_outputs
+from onnx_lowrank.sites import Site
+
+_GROUP_BYTES = 512 << 20
+Tap = tuple[str, int]
+"""A tensor and the axis of its channels: sites that read one tensor share its moments."""
+
+
+def collect(
+    model: onnx.ModelProto,
+    folder: Path,
+    sites: Sequence[Site],
+    samples: Iterable[Feed],
+    *,
+    bytes_of: Callable[[Site], int],
+    provider: str,
+    progress: Callable[[int, int], None],
+) -> dict[Tap, Moments]:
+    """Moments of every distinct tap over all samples.
+
+    Args:
+        bytes_of: size of a site's tapped tensor for one sample; groups stay below 512 MB.
+        progress: called with (groups done, groups).
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
+    found: dict[Tap, Moments] = {}
+    groups = list(_groups(sites, bytes_of))
+    for done, group in enumerate(groups):
+        progress(done, len(groups))
+        names = list(dict.fromkeys(site.tensor for site in group))
+        session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
+        taps = {(s.tensor, s.channel_axis): _width(s) for s in group}
+        found |= {tap: Moments(width) for tap, width in taps.items()}
+        for sample in samples:
+            tensors = dict(zip(names, session.run(sample, names), strict=True))
+            for tap in taps:
+                try:
+                    found[tap].add(rows(tensors[tap[0]], tap[1]))
+                except ValueError as fault:
+                    raise DataError(f"tensor '{tap[0]}' of the model: {fault}; check the data's scale") from None
+    progress(len(groups), len(groups))
+    return found
+
+
+def _width(site: Site) -> int:
+    return site.geometry.inputs if site.tap == "input" else site.geometry.outputs
+
+
+def _groups(sites: Sequence[Site], bytes_of: Callable[[Site], int]) -> Iterator[list[Site]]:
+    group: list[Site] = []
+    size = 0
+    for site in sites:
+        more = bytes_of(site) + 16 * _width(site) ** 2
+        if group and size + more > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(site)
+        size += more
+    if group:
+        yield group
+
+
+def factorize(site: Site, moments: Moments) -> tuple[Factorization, Array]:
+    """The spectrum of a site, exact at every rank, and the mean of its output (N)."""
+    weight = site.weight.astype(np.float64)
+    second = moments.covariance if site.centred else moments.second
+    if site.tap == "output":
+        return factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T)), moments.mean
+    identity = _shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
+    return factor_input(weight, identity), weight @ moments.mean + site.bias_vector
+
+
+def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
+    """Shrink towards white inputs where positions are few (ALGORITHMS §1): below 4 per dimension."""
+    width = len(second)
+    if count >= 4 * width:
+        return second
+    white = target()
+    power = float(np.trace(white))
+    if power <= 0 or not math.isfinite(power):
+        return second
+    share = width / (width + count)
+    return (1 - share) * second + share * white * (float(np.trace(second)) / power)
+
+
+def fitted(site: Site, factorization: Factorization, mean: Array, rank: int) -> tuple[Array, Array, Array]:
+    """Factors and corrected bias of a site at a rank: left N×r, right r×K, bias N."""
+    left, right = factorization.pair(site.weight.astype(np.float64), rank)
+    bias = site.bias_vector
+    return left, right, correct_bias(left, bias, mean) if site.centred else bias

@@ -1,0 +1,259 @@
+"""Model files: read without their external data, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError, Message
+
+from onnx_lowrank.errors import ModelError, SettingsError
+from onnx_lowrank.saving import Part, write_files
+from onnx_lowrank.tensors import (
+    data_files,
+    has_whole_bytes,
+    is_external,
+    make_tensor,
+    raw_chunks,
+    read_tensor,
+    size_of,
+    stored,
+    tensors_of,
+)
+
+__all__ = ["ModelFile", "check_output", "copy_model", "make_tensor", "read_model", "read_tensor", "write_model"]
+
+_LIMIT: Final = 2**31 - 1  # protobuf's
+_CHUNK: Final = 8 << 20
+_ALIGNMENT: Final = 4096
+_SMALL: Final = 1024  # bytes; smaller tensors stay in the model
+_PAYLOAD: Final = frozenset(
+    ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "external_data")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """A model as it lies on disk. Hash and size count the model file and its data files."""
+
+    path: Path
+    model: onnx.ModelProto
+    sha256: str
+    bytes: int
+    external: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder that external data is relative to."""
+        return self.path.parent
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read a model; external data is checked and hashed, not loaded.
+
+    Raises:
+        ModelError: the file is missing, not an ONNX model or not readable, or its external data is not as it says.
+    """
+    try:
+        content = _content(path)
+        model = _parse(content, path)
+        files = data_files(model, path.parent)
+        digest = hashlib.sha256(content)
+        size = len(content) + sum(file.stat().st_size for file in files.values())
+        for chunk in (chunk for file in files.values() for chunk in _chunks(file)):
+            digest.update(chunk)
+    except OSError as fault:
+        where = fault.filename or path
+        raise ModelError(f"'{where}' cannot be read: {fault.strerror or fault}; check its permissions") from None
+    return ModelFile(path, model, digest.hexdigest(), size, bool(files))
+
+
+def check_output(out: Path, model: Path, *, in_place: bool) -> None:
+    """Refuse an output path that cannot be written, or that would replace the input unasked.
+
+    Raises:
+        SettingsError: `out` is no place for a file, or is `model` itself and `in_place` is not set.
+    """
+    if out.is_dir():
+        raise SettingsError(f"output '{out}' is a folder; name a file in it")
+    if os.path.lexists(out) and not out.is_symlink() and not out.is_file():
+        raise SettingsError(f"output '{out}' is a device or a pipe; name a regular file")
+    folder = out.parent
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise SettingsError(f"the folder '{folder}' of output '{out.name}' {what}; create it or choose another output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"the folder '{folder}' of output '{out.name}' is not writable; choose another output")
+    if not in_place and _same(out, model):
+        raise SettingsError(f"output '{out}' is the input model; choose another name or add --in-place to replace it")
+
+
+def write_model(model: onnx.ModelProto, out: Path, *, folder: Path, external: bool) -> int:
+    """Write `model`, all of it or nothing, and return the bytes written. `model` is not changed.
+
+    With `external`, or beyond protobuf's 2 GB, large tensors are streamed to one data file `<out.name>.data`.
+
+    Args:
+        folder: where the external data that `model` refers to lies now.
+
+    Raises:
+        SettingsError: the disk is full or not writable, or a data file that the source model reads is in the way.
+        ModelError: a tensor's data is not as it says, or the model exceeds 2 GB without its weights.
+    """
+    sources = data_files(model, folder)
+    _keep_sources(out, sources)
+    if not external and sum(size_of(tensor) or 0 for tensor in tensors_of(model)) < _LIMIT:
+        content = _serialize(_inlined(model, folder) if sources else model)
+        if content is not None:
+            return write_files([Part(out, [content], len(content))])
+    data = out.with_name(f"{out.name}.data")
+    if not os.path.lexists(out):  # not in place: the source needs its data file
+        _keep_sources(data, sources)
+    skeleton, moved, end = _skeleton(model, data.name, folder)
+    content = _serialize(skeleton)
+    if content is None:
+        raise ModelError(f"'{out}' would exceed 2 GB without its weights; move large tensors out of subgraphs")
+    parts = [Part(data, _padded(moved, folder), end)] if moved else []
+    return write_files([*parts, Part(out, [content], len(content))])
+
+
+def copy_model(source: ModelFile, out: Path) -> int:
+    """Copy a model byte for byte, with its data files where `out` is in another folder; return the bytes written.
+
+    Nothing happens, and 0 is returned, when `out` is the source itself.
+
+    Raises:
+        SettingsError: the disk is full or not writable, or `out` is in the place of a data file.
+        ModelError: the source's data files are no longer there.
+    """
+    if _same(out, source.path):
+        return 0
+    files = data_files(source.model, source.folder)
+    _keep_sources(out, files)
+    copies: list[tuple[Path, Path]] = []
+    if not _same(out.parent, source.folder):
+        copies = [(file, out.parent / location) for location, file in files.items()]
+    if any(target == out for _, target in copies):
+        raise SettingsError(f"output '{out}' has the name of the model's data file; choose another name")
+    pairs = [pair for pair in copies if not _same(*pair)] + [(source.path, out)]
+    return write_files([Part(target, _chunks(file), file.stat().st_size) for file, target in pairs])
+
+
+def _content(path: Path) -> bytes:
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder; name the .onnx file in it")
+    if not path.is_file():
+        raise ModelError(f"'{path}' {'is not a regular file' if path.exists() else 'does not exist'}; check the path")
+    if not (size := path.stat().st_size):
+        raise ModelError(f"'{path}' is empty; get the model again")
+    if size > _LIMIT:
+        raise ModelError(f"'{path}' exceeds protobuf's 2 GB; save the model with external data")
+    return path.read_bytes()
+
+
+def _parse(content: bytes, path: Path) -> onnx.ModelProto:
+    if content.startswith(b"version https://git-lfs"):
+        raise ModelError(f"'{path}' is a Git LFS pointer, not the model; run `git lfs pull`")
+    model = onnx.ModelProto()
+    with contextlib.suppress(DecodeError):
+        model.ParseFromString(content)
+        if model.HasField("graph") and model.ir_version and (model.graph.node or model.opset_import):
+            return model
+    raise ModelError(f"'{path}' is not an ONNX model, or is cut short; export or download it again")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _keep_sources(target: Path, sources: dict[str, Path]) -> None:
+    for file in sources.values():
+        if _same(target, file):
+            raise SettingsError(f"'{target}' is a data file of the source model; choose another output name")
+
+
+def _serialize(model: onnx.ModelProto) -> bytes | None:
+    try:
+        content = model.SerializeToString()
+    except (EncodeError, ValueError):  # beyond the limit; which one depends on the protobuf backend
+        return None
+    return content if len(content) < _LIMIT else None
+
+
+def _inlined(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in filter(is_external, tensors_of(copy)):
+        _inline(tensor, tensor, folder)
+    return copy
+
+
+def _inline(source: onnx.TensorProto, target: onnx.TensorProto, folder: Path) -> None:
+    target.raw_data = b"".join(raw_chunks(source, folder))
+    target.ClearField("external_data")
+    target.ClearField("data_location")
+
+
+def _skeleton(
+    model: onnx.ModelProto, location: str, folder: Path
+) -> tuple[onnx.ModelProto, list[tuple[int, onnx.TensorProto]], int]:
+    """The model without its large tensors, these with their offsets in the data file, and the file's size."""
+    skeleton = onnx.ModelProto()
+    _copy_fields(model, skeleton, frozenset(("graph",)))
+    _copy_fields(model.graph, skeleton.graph, frozenset(("initializer",)))
+    for tensor in model.graph.initializer:
+        _copy_fields(tensor, skeleton.graph.initializer.add(), _PAYLOAD if _is_large(tensor) else frozenset())
+    top = len(model.graph.initializer)
+    moved: list[tuple[int, onnx.TensorProto]] = []
+    end = 0
+    for index, (tensor, target) in enumerate(zip(tensors_of(model), tensors_of(skeleton), strict=True)):
+        if _is_large(tensor) and (index < top or is_external(tensor)):
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+            size = size_of(tensor) or 0
+            end = offset + size
+            moved.append((offset, tensor))
+            _refer(target, location, offset, size)
+        elif is_external(tensor):
+            _inline(tensor, target, folder)
+    return skeleton, moved, end
+
+
+def _copy_fields(source: Message, target: Message, without: frozenset[str]) -> None:
+    for field, value in source.ListFields():
+        if field.name in without:
+            continue
+        if isinstance(value, int | float | str | bytes):
+            setattr(target, field.name, value)
+        else:
+            getattr(target, field.name).MergeFrom(value)
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return has_whole_bytes(tensor) and (size_of(tensor) or 0) >= _SMALL
+
+
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, size: int) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.ClearField("external_data")
+    for key, value in (("location", location), ("offset", offset), ("length", size)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _padded(moved: list[tuple[int, onnx.TensorProto]], folder: Path) -> Iterator[bytes]:
+    end = 0
+    for offset, tensor in moved:
+        yield bytes(offset - end)
+        yield from raw_chunks(tensor, folder)
+        end = offset + (size_of(tensor) or 0)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk

@@ -1,0 +1,76 @@
+"""Fragments: the few nodes and constants that a kind puts in place of a site. Data, not code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.sites import Geometry
+
+X, Y = "x", "y"
+"""Local names of the tensor that enters a fragment and of the one that leaves it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One node of a fragment; `name` is its part of the node's name (`conv3/down`), inputs and output are local."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragment:
+    """Nodes in topological order from `x` to `y`, and their constants by local name."""
+
+    ops: tuple[Op, ...]
+    constants: Mapping[str, npt.NDArray[Any]]
+
+
+Build = Callable[[Geometry, Array, Array, Array], Fragment]
+"""(geometry, left N×r, right r×K, bias N) -> fragment that computes `left (right x) + bias`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One way to write a site: where it applies, what it costs, and the fragment it becomes.
+
+    Attributes:
+        name: as in `--kinds`.
+        applies: whether a geometry can be written so.
+        cost: multiply-adds per output position at a rank.
+        build: the fragment.
+    """
+
+    name: str
+    applies: Callable[[Geometry], bool]
+    cost: Callable[[Geometry, int], int]
+    build: Build
+
+    def max_rank(self, geometry: Geometry) -> int:
+        """Largest rank that costs fewer multiply-adds than the dense weight; 0 when there is none."""
+        full = min(geometry.outputs, geometry.inputs)
+        dense = geometry.outputs * geometry.inputs
+        return next((r for r in range(full - 1, 0, -1) if self.cost(geometry, r) < dense), 0)
+
+
+def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:
+    """`array` in the dtype that the model stores (float32, float16, bfloat16, float64)."""
+    return np.ascontiguousarray(array.astype(dtype_of(geometry)))
+
+
+def dtype_of(geometry: Geometry) -> np.dtype[Any]:
+    """NumPy dtype of a geometry; bfloat16 comes from ml_dtypes."""
+    if geometry.dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(geometry.dtype)

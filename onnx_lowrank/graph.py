@@ -1,0 +1,317 @@
+"""The graph: GraphSurgeon for matching and rewiring, the original ModelProto as the source of truth.
+
+GraphSurgeon imports a *skeleton*: nodes without attributes, initializers without data, subgraphs as the outer
+tensors that they read. So nothing that it cannot import can break, and nothing that it drops can be lost:
+`commit` puts the untouched NodeProtos back as they were. Never compare GraphSurgeon objects with `==`, `in`,
+`index` or `remove` (equality is by value); nodes are known by their position here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from onnx_lowrank.errors import PassError
+from onnx_lowrank.files import make_tensor, read_tensor
+from onnx_lowrank.fragment import Fragment, X, Y
+
+CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
+"""Operators through which a weight is followed to its data."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`."""
+
+    site: str
+    nodes: tuple[int, ...]
+    x: str
+    y: str
+    fragment: Fragment
+    made_by: str
+
+
+class Graph:
+    """A model's main graph, ready to be read and patched. The ModelProto given is never changed.
+
+    Args:
+        model: external data not loaded.
+        folder: where external data lies.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.protos: list[onnx.NodeProto] = list(model.graph.node)
+        self._initializers = {t.name: t for t in model.graph.initializer}
+        self._constants = {n.output[0]: n for n in self.protos if n.op_type in CONSTANT_OPS and n.output}
+        self._surgeon = gs.import_onnx(_skeleton(model))
+        self._originals: list[Any] = list(self._surgeon.nodes)
+        self._position = {id(node): position for position, node in enumerate(self._originals)}
+        self._new: dict[int, list[onnx.NodeProto]] = {}
+        self._new_tensors: list[onnx.TensorProto] = []
+        self._removed: set[int] = set()
+        self._tensors: dict[str, Any] = dict(self._surgeon.tensors())
+        self._names = _all_names(model)
+        self.outputs = {o.name for o in model.graph.output}
+        self.inputs = {i.name for i in model.graph.input}
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.names = _unique_names(self.protos)
+
+    def readers(self, tensor: str) -> list[int]:
+        """Positions of the nodes that read a tensor; a node that reads it twice, or in a subgraph too, counts again."""
+        found = self._tensors.get(tensor)
+        return [] if found is None else [self._position[id(node)] for node in found.outputs]
+
+    def producer(self, tensor: str) -> int | None:
+        """Position of the node that makes a tensor."""
+        found = self._tensors.get(tensor)
+        return self._position[id(found.inputs[0])] if found is not None and found.inputs else None
+
+    def weight_chain(self, tensor: str) -> list[str] | None:
+        """Names from a tensor back to its data through Identity, Transpose and Cast; None when it is computed."""
+        chain = [tensor]
+        while chain[-1] not in self._initializers:
+            node = self._constants.get(chain[-1])
+            if node is None or len(chain) > 16:
+                return None
+            if node.op_type == "Constant":
+                return chain
+            chain.append(node.input[0])
+        return chain
+
+    def constant(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of a constant tensor, evaluated through Identity, Transpose and Cast; None when it is computed."""
+        chain = self.weight_chain(tensor)
+        if chain is None:
+            return None
+        root = self._root_tensor(chain[-1])
+        if root is None:
+            return None
+        value = read_tensor(root, self.folder)
+        for name in reversed(chain[:-1]):
+            value = _step(self._constants[name], value)
+        return value
+
+    def _root_tensor(self, name: str) -> onnx.TensorProto | None:
+        if name in self._initializers:
+            return self._initializers[name]
+        node = self._constants[name]
+        found: onnx.TensorProto | None = next((a.t for a in node.attribute if a.name == "value"), None)
+        return found if found is not None else _plain_constant(node)
+
+    def fresh(self, base: str) -> str:
+        """A name that nothing in the model has; the one hand that gives out names."""
+        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self._names)
+        self._names.add(name)
+        return name
+
+    def apply(self, patch: Patch) -> None:
+        """Check a patch and put its nodes in the place of the old ones.
+
+        Raises:
+            PassError: nodes already replaced, a tensor between them read elsewhere, or a fragment that does not
+                lead from `x` to `y`.
+        """
+        self._check(patch)
+        produced, y_tensor = self._tensors.get(patch.x), self._tensors[patch.y]
+        if produced is None:
+            raise PassError(f"{patch.made_by} at {patch.site}: tensor '{patch.x}' does not exist")
+        constants = [name for p in patch.nodes for name in self.protos[p].input]
+        for position in patch.nodes:
+            self._detach(position)
+        names = {X: patch.x, Y: patch.y}
+        tensors = {X: produced, Y: y_tensor}
+        for local, array in patch.fragment.constants.items():
+            names[local] = self.fresh(f"{patch.site}/{local}")
+            self._new_tensors.append(make_tensor(names[local], array))
+            tensors[local] = gs.Constant(names[local], np.zeros(0, np.float32))
+        made = []
+        for op in patch.fragment.ops:
+            if op.output != Y:
+                names[op.output] = self.fresh(f"{patch.site}/{op.output}")
+                tensors[op.output] = gs.Variable(names[op.output])
+            made.append(self._make(op, patch, names, tensors))
+        self._new[max(patch.nodes)] = made
+        self._drop_unread(constants)
+
+    def _make(self, op: Any, patch: Patch, names: dict[str, str], tensors: dict[str, Any]) -> onnx.NodeProto:
+        name = self.fresh(f"{patch.site}/{op.name}")
+        node = gs.Node(op.op, name, inputs=[tensors[i] for i in op.inputs], outputs=[tensors[op.output]])
+        self._surgeon.nodes.append(node)
+        self._position[id(node)] = max(patch.nodes)
+        proto = helper.make_node(op.op, [names[i] for i in op.inputs], [names[op.output]], name=name, **op.attributes)
+        if hasattr(proto, "metadata_props"):
+            for old in self.protos[patch.nodes[0]].metadata_props:
+                proto.metadata_props.add(key=old.key, value=old.value)
+            proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
+            proto.metadata_props.add(key="onnx_lowrank.site", value=patch.site)
+        return proto
+
+    def _check(self, patch: Patch) -> None:
+        where = f"{patch.made_by} at {patch.site}"
+        if any(p in self._removed for p in patch.nodes):
+            raise PassError(f"{where}: its node was already replaced")
+        inner = {name for p in patch.nodes for name in self.protos[p].output if name} - {patch.y}
+        for name in inner:
+            if name in self.outputs or any(reader not in patch.nodes for reader in self.readers(name)):
+                raise PassError(f"{where}: tensor '{name}' between its nodes is read elsewhere")
+        known = {X, *patch.fragment.constants}
+        for op in patch.fragment.ops:
+            if not known.issuperset(op.inputs) or op.output in known:
+                raise PassError(f"{where}: node '{op.name}' of the fragment is not sorted or not single-assigned")
+            known.add(op.output)
+        if Y not in known:
+            raise PassError(f"{where}: the fragment does not produce its output")
+
+    def _detach(self, position: int) -> None:
+        node = self._originals[position]
+        self._removed.add(position)
+        for tensor in node.inputs:
+            _remove_by_identity(tensor.outputs, node)
+        for tensor in node.outputs:
+            _remove_by_identity(tensor.inputs, node)
+
+    def _drop_unread(self, tensors: list[str]) -> None:
+        """Remove constant nodes that only the replaced nodes read, back to their initializers."""
+        while tensors:
+            name = tensors.pop()
+            producer = self.producer(name) if name else None
+            if producer is None or producer in self._removed or self.protos[producer].op_type not in CONSTANT_OPS:
+                continue
+            if not self.readers(name) and name not in self.outputs and self.weight_chain(name) is not None:
+                tensors.extend(self.protos[producer].input)
+                self._detach(producer)
+
+    def commit(self) -> onnx.ModelProto:
+        """The patched model: untouched nodes as they were, new nodes where the old ones stood.
+
+        Initializers go only when they *became* unread; value infos only when their tensor is gone.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        if not self._removed:
+            return model
+        nodes = list(self._committed_nodes())
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        before, after = _reads(self.model.graph, self.protos), _reads(self.model.graph, nodes)
+        unread = {n for n in self._initializers if before[n] and not after[n] and n not in self.outputs | self.inputs}
+        _keep_only(model.graph.initializer, lambda t: t.name not in unread)
+        model.graph.initializer.extend(self._new_tensors)
+        gone = {o for p in self._removed for o in self.protos[p].output} - {o for n in nodes for o in n.output}
+        gone |= unread
+        _keep_only(model.graph.value_info, lambda v: v.name not in gone)
+        return model
+
+    def _committed_nodes(self) -> Iterator[onnx.NodeProto]:
+        for position, proto in enumerate(self.protos):
+            if position not in self._removed:
+                yield proto
+            yield from self._new.get(position, ())
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Value of a node's attribute, or `default`."""
+    for found in node.attribute:
+        if found.name == name:
+            return helper.get_attribute_value(found)
+    return default
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of If, Loop and Scan, not their inner ones."""
+    for found in node.attribute:
+        if found.type == onnx.AttributeProto.GRAPH:
+            yield found.g
+        yield from found.graphs
+
+
+def outer_reads(graph: onnx.GraphProto) -> Counter[str]:
+    """How often a body, with the bodies inside it, reads each tensor that it does not make itself."""
+    reads: Counter[str] = Counter(o.name for o in graph.output)
+    for node in graph.node:
+        reads.update(name for name in node.input if name)
+        for body in subgraphs(node):
+            reads.update(outer_reads(body))
+    own = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer} | {i.name for i in graph.input}
+    return Counter({name: count for name, count in reads.items() if name not in own})
+
+
+def _reads(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
+    reads: Counter[str] = Counter(o.name for o in graph.output)
+    for node in nodes:
+        reads.update(name for name in node.input if name)
+        for body in subgraphs(node):
+            reads.update(outer_reads(body))
+    return reads
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    graph = onnx.GraphProto(name="skeleton")
+    for node in model.graph.node:
+        captured = [name for body in subgraphs(node) for name in outer_reads(body).elements()]
+        graph.node.add(op_type=node.op_type, name=node.name, input=[*node.input, *captured], output=node.output)
+    graph.initializer.extend(onnx.TensorProto(name=t.name, data_type=1, dims=[0]) for t in model.graph.initializer)
+    graph.input.extend(onnx.ValueInfoProto(name=i.name) for i in model.graph.input)
+    graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
+    return onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)], graph=graph)
+
+
+def _unique_names(nodes: list[onnx.NodeProto]) -> list[str]:
+    counted = Counter(n.name for n in nodes)
+    names = []
+    for position, node in enumerate(nodes):
+        first = next((o for o in node.output if o), "")
+        names.append(node.name if node.name and counted[node.name] == 1 else first or f"node_{position}")
+    return names
+
+
+def _all_names(model: onnx.ModelProto) -> set[str]:
+    names: set[str] = set()
+    stack = [model.graph]
+    while stack:
+        graph = stack.pop()
+        names.update(t.name for t in graph.initializer)
+        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info))
+        for node in graph.node:
+            names.update((node.name, *node.input, *node.output))
+            stack.extend(subgraphs(node))
+    return names
+
+
+def _remove_by_identity(nodes: Any, node: Any) -> None:
+    for index in reversed(range(len(nodes))):
+        if nodes[index] is node:
+            list.pop(nodes, index)  # the list of GraphSurgeon itself would search by value
+
+
+def _keep_only(field: Any, wanted: Any) -> None:
+    for index in reversed(range(len(field))):
+        if not wanted(field[index]):
+            del field[index]
+
+
+def _plain_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
+        value = attribute(node, name, None)
+        if value is not None:
+            return make_tensor(node.output[0], np.asarray(value, dtype))
+    return None
+
+
+def _step(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if node.op_type == "Transpose":
+        return np.transpose(value, attribute(node, "perm", None))
+    if node.op_type == "Cast":
+        return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
+    return value

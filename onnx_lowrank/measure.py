@@ -1,0 +1,105 @@
+"""Whole models measured: paired latency, size, parameters, multiply-adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_lowrank import timing
+from onnx_lowrank.runtime import Feed, NodeRun, Session
+from onnx_lowrank.timing import Ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself."""
+
+    shape: dict[str, list[int]]
+    clock: str
+    threads: int
+    before: dict[str, float | int]
+    after: dict[str, float | int]
+    ratio: Ratio
+    aa: Ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON report."""
+        return {
+            "shape": self.shape,
+            "clock": self.clock,
+            "threads": self.threads,
+            "before": self.before,
+            "after": self.after,
+            "runs": self.before["runs"],
+            "ratio": self.ratio.value,
+            "ratio_ci": [self.ratio.low, self.ratio.high],
+            "aa_ratio_ci": [self.aa.low, self.aa.high],
+        }
+
+
+def race(
+    models: Sequence[Path | onnx.ModelProto],
+    feed: Feed,
+    *,
+    provider: str,
+    threads: int,
+    seed: int,
+    seconds: float = 20.0,
+    rounds: int = 60,
+    folder: Path | None = None,
+) -> list[Latency]:
+    """Time models turn about against the first, with the first twice as an A/A control.
+
+    One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
+    Returns one entry for every model after the first.
+    """
+    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
+    runs = [lambda s=s: s.run(feed) for s in sessions]  # type: ignore[misc]
+    samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
+    cpu = provider == "cpu" and threads == 1
+    times = samples.cpu if cpu else samples.wall
+    aa = timing.paired_ratio(times[:, 0], times[:, 1], seed=seed)
+    return [
+        Latency(
+            shape={name: list(array.shape) for name, array in feed.items()},
+            clock="thread" if cpu else "wall",
+            threads=threads,
+            before=timing.summary(times[:, 1]),
+            after=timing.summary(times[:, column]),
+            ratio=timing.paired_ratio(times[:, 1], times[:, column], seed=seed),
+            aa=aa,
+        )
+        for column in range(2, len(sessions))
+    ]
+
+
+def no_change() -> Ratio:
+    """The ratio of a model to itself."""
+    return Ratio(1.0, 1.0, 1.0)
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Number of floating point constants of the main graph (initializers and Constant nodes)."""
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    tensors = list(model.graph.initializer)
+    tensors += [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    return sum(math.prod(t.dims) for t in tensors if t.data_type in floats)
+
+
+def multiply_adds(runs: dict[int, NodeRun]) -> int:
+    """Multiply-adds of the MatMul, Gemm and Conv nodes in a profiled run."""
+    total = 0
+    for run in runs.values():
+        outputs = math.prod(run.output_shapes[0]) if run.output_shapes else 0
+        if run.op == "Conv":
+            total += outputs * math.prod(run.input_shapes[1][1:])
+        elif run.op == "MatMul":
+            total += outputs * run.input_shapes[0][-1]
+        elif run.op == "Gemm":
+            total += outputs * math.prod(run.input_shapes[0]) // max(run.output_shapes[0][0], 1)
+    return total

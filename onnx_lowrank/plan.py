@@ -1,0 +1,100 @@
+"""The plan: a decision for every site, frozen, JSON, bound to the model. Decided before anything is rewritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.sites import Why
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What becomes of one site: a kind at a rank, or the reason why it keeps its weight.
+
+    `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output.
+    """
+
+    node: str
+    op: str
+    shape: tuple[int, int]
+    kind: str | None = None
+    rank: int | None = None
+    why: Why | None = None
+    ms_before: float | None = None
+    ms_after: float | None = None
+    error: float | None = None
+
+    def keep(self, why: Why) -> Decision:
+        """The same site, kept dense for a reason."""
+        return dataclasses.replace(self, kind=None, rank=None, why=why, ms_after=self.ms_before, error=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Decisions for all sites of one model, and what they stand on.
+
+    Attributes:
+        model_sha256: of the model file that was planned.
+        data: sources, seed and number of samples that the factors are fitted to.
+        max_loss: limit that the plan was made for.
+    """
+
+    model_sha256: str
+    decisions: tuple[Decision, ...]
+    max_loss: float
+    provider: str
+    threads: int
+    seed: int
+    samples: int
+    data: tuple[str, ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def rewritten(self) -> tuple[Decision, ...]:
+        """The decisions that change a site."""
+        return tuple(d for d in self.decisions if d.kind is not None)
+
+    def giving_back(self, nodes: Iterable[str]) -> Plan:
+        """The same plan with some sites kept dense."""
+        names = set(nodes)
+        changed = (d.keep(Why.GIVEN_BACK) if d.node in names and d.kind else d for d in self.decisions)
+        return dataclasses.replace(self, decisions=tuple(changed))
+
+    def to_json(self) -> str:
+        """Text of the plan file: reviewed, committed, replayed by `apply`."""
+        table = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        table["decisions"] = [{**dataclasses.asdict(d), "why": d.why and d.why.name} for d in self.decisions]
+        table["shapes"] = {name: list(shape) for name, shape in self.shapes}
+        return json.dumps(table, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Plan:
+        """Read a plan file.
+
+        Raises:
+            SettingsError: not JSON, another schema, or fields missing, unknown or of the wrong form.
+        """
+        try:
+            table = json.loads(text)
+            if table.pop("schema") != SCHEMA:
+                raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
+            table["decisions"] = tuple(_decision(row) for row in table["decisions"])
+            table["data"] = tuple(table["data"])
+            table["shapes"] = tuple((name, tuple(shape)) for name, shape in table["shapes"].items())
+            return cls(**table)
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise SettingsError(f"{where}: not a plan of onnx-lowrank ({fault}); make one with --plan-out") from None
+
+
+def _decision(row: dict[str, Any]) -> Decision:
+    why = Why[row["why"]] if row["why"] else None
+    kind, rank = row["kind"], row["rank"]
+    if (kind is None) != (rank is None) or (rank is not None and (not isinstance(rank, int) or rank < 1)):
+        raise ValueError(f"kind {kind!r} and rank {rank!r} of node {row['node']!r} do not go together")
+    return Decision(**{**row, "why": why, "shape": tuple(row["shape"])})

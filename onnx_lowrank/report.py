@@ -1,0 +1,129 @@
+"""What happened, as one frozen value: table, JSON and exit code are views of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lowrank import runtime
+from onnx_lowrank.latency import processor
+from onnx_lowrank.measure import Latency
+from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.sites import Keep
+from onnx_lowrank.timing import Ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """A model file in four numbers; multiply-adds are those of its linear nodes on the timed sample."""
+
+    path: str
+    sha256: str
+    bytes: int
+    parameters: int
+    macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was measured on the saved file."""
+
+    status: str
+    reason: str
+    speedup: Ratio
+    loss: float
+    loss_limit: float
+    data: str
+    samples: int
+    provider: str
+    precision: str
+    metric: str = "relative"
+
+    def sentence(self) -> str:
+        """The verdict as people read it."""
+        if self.status == "unchanged":
+            return f"Unchanged: {self.reason}."
+        where = "synthetic inputs, not on real data" if self.data == "synthetic" else "held-out samples"
+        return (
+            f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
+            f"{self.provider}, loss {self.loss:.2g} of {self.loss_limit:.2g} allowed, "
+            f"measured on {self.samples} {where}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Result of a run. True when OUT is a rewritten model."""
+
+    verdict: Verdict
+    before: ModelFacts
+    after: ModelFacts
+    plan: Plan
+    kept: tuple[Keep, ...]
+    losses: dict[str, float]
+    latency: tuple[Latency, ...]
+    staircases: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    command: str
+    warnings: tuple[str, ...]
+    model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return self.verdict.status == "optimized"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Stable keys, schema 1 (docs/json.md)."""
+        v = self.verdict
+        return {
+            "schema": 1,
+            "status": v.status,
+            "verdict": {
+                "speedup": v.speedup.value,
+                "speedup_ci": [v.speedup.low, v.speedup.high],
+                **{k: getattr(v, k) for k in ("loss", "loss_limit", "metric", "data", "samples", "provider")},
+                **{k: getattr(v, k) for k in ("precision", "reason")},
+            },
+            "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
+            "sites": [_site(d) for d in self.plan.decisions],
+            "kept": _counts(self.kept),
+            "latency": [entry.to_dict() for entry in self.latency],
+            "pareto": [{"level": float(k), "loss": v} for k, v in self.losses.items()],
+            "staircases": self.staircases,
+            "environment": environment(),
+            "seconds": self.seconds,
+            "command": self.command,
+            "warnings": list(self.warnings),
+        }
+
+
+def _site(decision: Decision) -> dict[str, Any]:
+    row = dataclasses.asdict(decision)
+    why = row.pop("why")
+    row["reason"] = why.value if why else None
+    row["shape"] = list(decision.shape)
+    return row
+
+
+def _counts(kept: tuple[Keep, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for keep in kept:
+        counts[keep.why.value] = counts.get(keep.why.value, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions that the figures belong to."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "runtime": runtime.version(),
+        "onnx": onnx.__version__,
+        "numpy": np.__version__,
+    }

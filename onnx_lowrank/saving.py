@@ -1,0 +1,127 @@
+"""Write files whole or not at all: temporary name, fsync, replace, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from onnx_lowrank.errors import SettingsError
+
+__all__ = ["Part", "write_files"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A file to write: its final path, its content in chunks, and how many bytes that will be."""
+
+    target: Path
+    chunks: Iterable[bytes]
+    size: int
+
+
+def write_files(parts: Sequence[Part]) -> int:
+    """Write all parts, then put them in their places in the given order; return the bytes written.
+
+    Whatever goes wrong, an interrupt too, what was there before is still there and no temporary file is left.
+
+    Raises:
+        SettingsError: no room on the disk, or the system refuses to write.
+    """
+    out = parts[-1].target
+    staged: list[tuple[Path, Path]] = []
+    try:
+        _check_room(out, sum(part.size for part in parts))
+        for part in parts:
+            if part.target.parent != out.parent:
+                part.target.parent.mkdir(parents=True, exist_ok=True)
+            staged.append((_temporary(part.target), part.target))
+            _write(*staged[-1], part.chunks)
+        _replace(staged)
+    except OSError as fault:
+        why = fault.strerror or str(fault)
+        raise SettingsError(f"cannot write '{out}': {why}; choose another output or make room there") from fault
+    finally:
+        for temporary, _ in staged:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    for folder in {target.parent for _, target in staged}:
+        _sync_folder(folder)
+    return sum(part.size for part in parts)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise SettingsError(
+            f"cannot write '{out}': it needs {needed / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB free; make room"
+        )
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".onnx-lowrank-{secrets.token_hex(8)}.tmp")
+
+
+def _write(temporary: Path, target: Path, chunks: Iterable[bytes]) -> None:
+    with temporary.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if target.is_file():
+        shutil.copymode(target, temporary)
+
+
+def _replace(staged: Sequence[tuple[Path, Path]]) -> None:
+    """Replace all targets; when one fails, those before it get back what they were."""
+    undo: list[tuple[Path | None, Path]] = []
+    try:
+        for temporary, target in staged:
+            if len(staged) > 1:
+                undo.append((_set_aside(target), target))
+            temporary.replace(target)
+    except BaseException:
+        for (aside, target), (temporary, _) in zip(undo, staged, strict=False):
+            if aside and not _is_still(aside, target):
+                aside.replace(target)
+            elif not aside and not temporary.exists():
+                target.unlink(missing_ok=True)
+        _discard(undo)
+        raise
+    _discard(undo)
+
+
+def _set_aside(target: Path) -> Path | None:
+    """A second name for what `target` is now; None when it is nothing yet."""
+    if not os.path.lexists(target):
+        return None
+    aside = _temporary(target)
+    try:
+        os.link(target, aside, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # no hard links on this file system
+        target.rename(aside)
+    return aside
+
+
+def _is_still(aside: Path, target: Path) -> bool:
+    return os.path.lexists(target) and os.path.samestat(aside.lstat(), target.lstat())
+
+
+def _discard(undo: Sequence[tuple[Path | None, Path]]) -> None:
+    for aside, _ in undo:
+        if aside:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

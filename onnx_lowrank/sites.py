@@ -1,0 +1,163 @@
+"""Sites: the linear maps of a model, as values that need neither the graph nor the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.linalg import Array
+
+
+class Why(enum.Enum):
+    """Why a node keeps its weight: a closed list, counted in the report, each proven reachable by a test."""
+
+    NOT_LINEAR = "not a linear map"
+    UNSUPPORTED_OP = "a linear operator that is not factored yet"
+    WEIGHT_NOT_CONSTANT = "its weight is computed at run time"
+    BATCHED = "its weight is a batch of matrices"
+    VECTOR = "its weight is a vector"
+    GROUPED = "a grouped or depthwise convolution"
+    SHARED = "its weight feeds other nodes too"
+    OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
+    IS_OUTPUT = "its weight is a graph output"
+    QUANTIZED = "its weight carries quantization annotations"
+    SPARSE = "its weight is sparse"
+    DTYPE = "its weight is not float16, bfloat16, float32 or float64"
+    NOT_FINITE = "its weight has NaN or infinite entries"
+    EMPTY = "its weight has a dimension of zero"
+    BIAS = "its bias is not a constant vector over the output channels"
+    OPSET = "its operator set is older than 7"
+    SUBGRAPH = "inside the body of If, Loop or Scan"
+    FUNCTION = "inside a model-local function"
+    EXCLUDED = "left out by --include or --exclude"
+    NOT_EXECUTED = "never executed by the calibration data"
+    TOO_SMALL = "two thin factors would cost no less than the dense weight"
+    NOT_FASTER = "no rank was measured faster than the dense weight"
+    LOSS = "no faster rank stays within the loss"
+    GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """A node that stays as it is, and the reason."""
+
+    node: str
+    op: str
+    why: Why
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """All that decides how fast a site runs. Hashable: equal geometries share one latency table.
+
+    `outputs` is N and `inputs` is K of the weight matrix `W (N×K)`; for a convolution `K = C·kh·kw`.
+    `side` tells where a MatMul has its constant. `x_shape` is empty until a run has shown it.
+    """
+
+    op: str
+    outputs: int
+    inputs: int
+    dtype: str
+    bias: bool
+    opset: int
+    side: str = "right"
+    trans_a: bool = False
+    channels: int = 0
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    auto_pad: str = "NOTSET"
+    x_shape: tuple[int, ...] = ()
+
+    @property
+    def pointwise(self) -> bool:
+        """A linear map of single positions: MatMul, Gemm, and Conv with a kernel of ones."""
+        return math.prod(self.kernel) == 1
+
+    @property
+    def conv_attributes(self) -> dict[str, Any]:
+        """Attributes of the Conv that owns the spatial axes."""
+        found: dict[str, Any] = {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.strides),
+            "dilations": list(self.dilations),
+        }
+        if self.auto_pad == "NOTSET":
+            found["pads"] = list(self.pads)
+        else:
+            found["auto_pad"] = self.auto_pad
+        return found
+
+    def key(self) -> str:
+        """One readable line that names the geometry; key of the latency cache."""
+        x = "x".join(map(str, self.x_shape))
+        text = f"{self.op} {self.outputs}x{self.inputs} {self.dtype} x={x} bias={int(self.bias)}"
+        if self.op == "Conv":
+            parts = zip("ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True)
+            spatial = " ".join(f"{name}={','.join(map(str, values))}" for name, values in parts)
+            return f"{text} {spatial} {self.auto_pad}"
+        return f"{text} {self.side}{' transA' if self.trans_a else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One node with a constant weight that is a linear map `y = W x + b`.
+
+    Attributes:
+        name: unique readable name of the node.
+        geometry: sizes and attributes.
+        weight: `W`, N×K, in the model's dtype.
+        bias: `b`, N, float64, or None where a bias would need an added node.
+        x, y: names of the tensors that enter and leave.
+        nodes: positions in the graph of the nodes that the site stands for (itself, an absorbed bias or norm).
+    """
+
+    name: str
+    geometry: Geometry
+    weight: npt.NDArray[Any] = dataclasses.field(repr=False, compare=False)
+    bias: Array | None = dataclasses.field(repr=False, compare=False)
+    x: str
+    y: str
+    nodes: tuple[int, ...]
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean can be corrected for free, so that the covariance replaces the second moment."""
+        return self.bias is not None
+
+    @property
+    def tap(self) -> str:
+        """`input`: moments are K×K at x; `output`: N×N at y. The smaller one, where both are possible."""
+        g = self.geometry
+        strided = any(s != 1 for s in g.strides) or any(p != 0 for p in g.pads) or g.auto_pad != "NOTSET"
+        return "input" if g.pointwise and not strided and g.inputs < g.outputs else "output"
+
+    @property
+    def tensor(self) -> str:
+        """Name of the tensor whose moments are taken."""
+        return self.x if self.tap == "input" else self.y
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the tapped tensor that holds K (input) or N (output)."""
+        g = self.geometry
+        if g.op == "Conv":
+            return 1
+        if g.side == "left":
+            return -2
+        return 0 if g.trans_a and self.tap == "input" else -1
+
+    @property
+    def bias_vector(self) -> Array:
+        """`b`, N, float64: zeros where there is none."""
+        return np.zeros(self.geometry.outputs) if self.bias is None else self.bias
+
+    def seen(self, x_shape: tuple[int, ...]) -> Site:
+        """The same site with the input shape that a run has shown."""
+        return dataclasses.replace(self, geometry=dataclasses.replace(self.geometry, x_shape=x_shape))

@@ -1,0 +1,15 @@
+"""The passes, one rewrite a file, and their order: literal tuples, read top to bottom."""
+
+from __future__ import annotations
+
+from typing import Final
+
+if __name__ != "onnx_lowrank.passes":
+    raise ImportError("import onnx_lowrank.passes, not passes")
+
+from onnx_lowrank.fragment import Kind
+from onnx_lowrank.passes.conv_svd import CONV_SVD
+from onnx_lowrank.passes.pivot import PIVOT
+from onnx_lowrank.passes.svd import SVD
+
+KINDS: Final[tuple[Kind, ...]] = (SVD, CONV_SVD, PIVOT)

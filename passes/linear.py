@@ -1,0 +1,72 @@
+"""One affine map of single positions, written in the operator that the site had. Shared by the kinds.
+
+    x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias)
+    x -[ Gemm w, b ]-> y               Gemm
+    x -[ Conv 1×1 w, b ]-> y           Conv
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.fragment import Op, stored
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.sites import Geometry
+
+Part = tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]
+
+
+def affine(
+    geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool
+) -> Part:
+    """Ops and constants that compute `weight @ x + bias` from local tensor `x` to `y`.
+
+    Args:
+        weight: n×k.
+        bias: n, or None.
+        first: whether `x` is the site's own input (strides, transA), not the output of a factor.
+    """
+    if geometry.op == "Conv":
+        return _conv(geometry, name, x, y, weight, bias, first=first)
+    if geometry.op == "Gemm":
+        return _gemm(geometry, name, x, y, weight, bias, first=first)
+    return _matmul(geometry, name, x, y, weight, bias)
+
+
+def _matmul(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None) -> Part:
+    w, b = f"{name}.weight", f"{name}.bias"
+    left = geometry.side == "left"
+    constants = {w: stored(weight if left else weight.T, geometry)}
+    operands = (w, x) if left else (x, w)
+    if bias is None or not geometry.bias:
+        return (Op(name, "MatMul", operands, y),), constants
+    constants[b] = stored(bias, geometry)
+    product = f"{name}.product"
+    return (Op(name, "MatMul", operands, product), Op(f"{name}_bias", "Add", (product, b), y)), constants
+
+
+def _gemm(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool) -> Part:
+    w, b = f"{name}.weight", f"{name}.bias"
+    constants = {w: stored(weight.T, geometry)}
+    attributes = {"transA": 1} if first and geometry.trans_a else {}
+    if bias is None and not attributes:
+        return (Op(name, "MatMul", (x, w), y),), constants
+    # Before opset 11 Gemm needs its third input.
+    constants[b] = stored(np.zeros(1) if bias is None else bias, geometry)
+    return (Op(name, "Gemm", (x, w, b), y, attributes),), constants
+
+
+def _conv(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool) -> Part:
+    w, b = f"{name}.weight", f"{name}.bias"
+    ones = [1] * len(geometry.kernel)
+    kernel = geometry.kernel if first else tuple(ones)
+    shape = (weight.shape[0], geometry.channels if first else weight.shape[1], *kernel)
+    constants = {w: stored(weight.reshape(shape), geometry)}
+    attributes = geometry.conv_attributes if first else {"kernel_shape": ones}
+    if bias is None:
+        return (Op(name, "Conv", (x, w), y, attributes),), constants
+    constants[b] = stored(bias, geometry)
+    return (Op(name, "Conv", (x, w, b), y, attributes),), constants

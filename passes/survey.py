@@ -1,0 +1,180 @@
+"""Find the sites: every node of the model is a site, or stays with a reason from a closed list.
+
+    MatMul   x·B or B·x with B constant and 2-D; an Add of a constant bias that follows is taken in
+    Gemm     x'·B' with constant B and C, any transA, transB, alpha, beta
+    Conv     1-D, 2-D, 3-D, any stride, dilation, pad; a BatchNormalization that follows is folded in
+
+Weights are initializers or Constant nodes, also behind Identity, Transpose and Cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_lowrank.graph import Graph, attribute, subgraphs
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm
+from onnx_lowrank.sites import Geometry, Keep, Site, Why
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_LINEAR = ("MatMul", "Gemm", "Conv")
+_OTHER_LINEAR = ("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul")
+_OTHER_LINEAR += ("QLinearConv", "DeformConv", "FusedMatMul", "FusedConv", "FusedGemm", "Attention", "QAttention")
+_OTHER_LINEAR += ("MatMulNBits", "DynamicQuantizeMatMul", "QGemm", "MultiHeadAttention", "TransposeMatMul")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The sites of a model in graph order, and every other node with its reason."""
+
+    sites: tuple[Site, ...]
+    kept: tuple[Keep, ...]
+
+
+def survey(graph: Graph) -> Survey:
+    """Read the whole model: main graph, bodies of control flow, local functions."""
+    found = [_look(graph, position) for position in range(len(graph.protos))]
+    inner = [keep for node in graph.protos for keep in _inside(node)]
+    functions = [Keep(n.name, n.op_type, Why.FUNCTION) for f in graph.model.functions for n in f.node]
+    kept = [k for k in found if isinstance(k, Keep)]
+    return Survey(tuple(s for s in found if isinstance(s, Site)), (*kept, *inner, *functions))
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[Keep]:
+    for body in subgraphs(node):
+        for inner in body.node:
+            yield Keep(inner.name, inner.op_type, Why.SUBGRAPH)
+            yield from _inside(inner)
+
+
+def _look(graph: Graph, position: int) -> Site | Keep:
+    node = graph.protos[position]
+    why = _refusal(graph, node)
+    if why is None:
+        read = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
+        result = read(graph, position, node)
+        if isinstance(result, Site):
+            return result
+        why = result
+    return Keep(graph.names[position], node.op_type, why)
+
+
+def _weight_name(graph: Graph, node: onnx.NodeProto) -> str | None:
+    names = [node.input[1]] if node.op_type != "MatMul" else [node.input[1], node.input[0]]
+    return next((n for n in names if graph.weight_chain(n) is not None), None)
+
+
+def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
+    if node.op_type in _OTHER_LINEAR:
+        return Why.UNSUPPORTED_OP
+    if node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx"):
+        return Why.NOT_LINEAR
+    if graph.opset < 7:
+        return Why.OPSET
+    name = _weight_name(graph, node)
+    if name is None:
+        sparse = {t.values.name for t in graph.model.graph.sparse_initializer}
+        return Why.SPARSE if sparse.intersection(node.input) else Why.WEIGHT_NOT_CONSTANT
+    return _chain_refusal(graph, graph.weight_chain(name) or [])
+
+
+def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
+    quantized = {a.tensor_name for a in graph.model.graph.quantization_annotation}
+    if graph.inputs.intersection(chain):
+        return Why.OVERRIDABLE
+    if graph.outputs.intersection(chain):
+        return Why.IS_OUTPUT
+    if quantized.intersection(chain):
+        return Why.QUANTIZED
+    if any(len(graph.readers(name)) > 1 for name in chain):
+        return Why.SHARED
+    return None
+
+
+def _values(weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | Why:
+    if weight is None:
+        return Why.WEIGHT_NOT_CONSTANT
+    if weight.dtype.name not in _DTYPES:
+        return Why.DTYPE
+    if weight.size == 0:
+        return Why.EMPTY
+    return weight if bool(np.isfinite(weight.astype(np.float32, copy=False)).all()) else Why.NOT_FINITE
+
+
+def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+    name = _weight_name(graph, node) or ""
+    side = "right" if name == node.input[1] else "left"
+    value = _values(graph.constant(name))
+    if isinstance(value, Why):
+        return value
+    if value.ndim != 2:
+        return Why.VECTOR if value.ndim < 2 else Why.BATCHED
+    weight = value.T if side == "right" else value
+    folded = Folded(weight, None, (position,), node.output[0])
+    if side == "right":
+        folded = fold_bias(graph, folded)
+    x = node.input[0] if side == "right" else node.input[1]
+    geometry = _geometry(graph, "MatMul", folded, side=side, bias=folded.bias is not None)
+    return Site(graph.names[position], geometry, folded.weight, folded.bias, x, folded.y, folded.nodes)
+
+
+def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+    value = _values(graph.constant(node.input[1]))
+    if isinstance(value, Why):
+        return value
+    weight = value if attribute(node, "transB", 0) else value.T
+    weight = (weight * np.asarray(attribute(node, "alpha", 1.0), weight.dtype)).astype(weight.dtype)
+    bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(weight))
+    if bias is None:
+        return Why.BIAS
+    folded = Folded(weight, bias * attribute(node, "beta", 1.0), (position,), node.output[0])
+    geometry = _geometry(graph, "Gemm", folded, trans_a=bool(attribute(node, "transA", 0)))
+    return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
+
+
+def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+    value = _values(graph.constant(node.input[1]))
+    if isinstance(value, Why):
+        return value
+    if attribute(node, "group", 1) != 1:
+        return Why.GROUPED
+    spatial = value.ndim - 2
+    bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(value))
+    if bias is None:
+        return Why.BIAS
+    folded = fold_norm(graph, Folded(value.reshape(len(value), -1), bias, (position,), node.output[0]))
+    auto_pad = attribute(node, "auto_pad", b"NOTSET").decode()
+    geometry = _geometry(
+        graph,
+        "Conv",
+        folded,
+        channels=value.shape[1],
+        kernel=tuple(value.shape[2:]),
+        strides=tuple(attribute(node, "strides", [1] * spatial)),
+        dilations=tuple(attribute(node, "dilations", [1] * spatial)),
+        pads=tuple(attribute(node, "pads", [0] * (2 * spatial))),
+        auto_pad=auto_pad,
+    )
+    return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
+
+
+def _vector(graph: Graph, name: str, outputs: int) -> Array | None:
+    """A bias over the output channels, float64; zeros when there is none, None when it is something else."""
+    if not name:
+        return np.zeros(outputs)
+    value = graph.constant(name)
+    if value is None or value.size not in (1, outputs) or value.shape[:-1] not in ((), (1,)):
+        return None
+    return np.broadcast_to(value.astype(np.float64).reshape(-1), (outputs,)).copy()
+
+
+def _geometry(graph: Graph, op: str, folded: Folded, **more: Any) -> Geometry:
+    outputs, inputs = folded.weight.shape
+    fields: dict[str, Any] = {"bias": True, **more}
+    return Geometry(op, outputs, inputs, folded.weight.dtype.name, opset=graph.opset, **fields)

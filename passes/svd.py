@@ -1,0 +1,31 @@
+"""Write a linear map of positions as two thin ones.
+
+    before   x -[ W  N×K, b ]-> y
+    after    x -[ down  r×K ]- t -[ up  N×r, b ]-> y
+
+MatMul, Gemm and 1×1 Conv. Exact at full rank; at rank r the least squares solution on the calibration
+samples (ALGORITHMS §1). Strides go to the first factor, the bias to the second. Cost r(K+N) multiply-adds.
+Left alone: k×k convolutions (`conv_svd` has them).
+"""
+
+from __future__ import annotations
+
+from onnx_lowrank.fragment import Fragment, Kind, X, Y
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.passes.linear import affine
+from onnx_lowrank.sites import Geometry
+
+
+def two_factors(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
+    """`left (right x) + bias` with left N×r, right r×K, bias N."""
+    down, down_constants = affine(geometry, "down", X, "thin", right, None, first=True)
+    up, up_constants = affine(geometry, "up", "thin", Y, left, bias, first=False)
+    return Fragment((*down, *up), {**down_constants, **up_constants})
+
+
+def two_factor_cost(geometry: Geometry, rank: int) -> int:
+    """Multiply-adds per position of two factors."""
+    return rank * (geometry.inputs + geometry.outputs)
+
+
+SVD = Kind(name="svd", applies=lambda geometry: geometry.pointwise, cost=two_factor_cost, build=two_factors)
