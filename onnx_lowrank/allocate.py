@@ -11,12 +11,17 @@ from onnx_lowrank.sites import Why
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One kind at one rank for one site: exact relative error, measured milliseconds of the fragment."""
+    """One kind at one rank for one site.
+
+    `error` is the exact relative error of the site's own output, `ms` the measured time of the fragment, `loss` the
+    estimated loss of the model's outputs: `error` times the site's sensitivity.
+    """
 
     kind: str
     rank: int
     error: float
     ms: float
+    loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Choices:
 
     dense: Decision
     candidates: tuple[Candidate, ...]
+
+    def weighted(self, sensitivity: float) -> Choices:
+        """The same candidates with their loss estimated as `sensitivity · error` (ALGORITHMS §4)."""
+        return Choices(self.dense, tuple(dataclasses.replace(c, loss=sensitivity * c.error) for c in self.candidates))
 
 
 def right_edges(ms: dict[int, float], noise: float) -> dict[int, float]:
@@ -58,46 +67,68 @@ def rank_grid(max_rank: int, points: int = 10, tile: int = 16) -> tuple[int, ...
     return tuple(sorted({*fine, *coarse, *between, *last}))
 
 
-def decide(choices: Choices, level: float) -> Decision:
-    """The fastest candidate whose error stays within `level`; dense with a reason when there is none."""
-    if choices.dense.why is not None:
-        return choices.dense
+def decide(choices: Choices, level: float, total_ms: float) -> Decision:
+    """What one site becomes at a common level: the output loss that is paid for the whole of `total_ms`.
+
+    A candidate that saves a share of `total_ms` is worth `level · share` of loss; the best bargain wins, dense with
+    a reason when there is none. (The Lagrangian form of the knapsack, ALGORITHMS §4.)
+    """
+    dense = choices.dense
+    if dense.why is not None:
+        return dense
     if not choices.candidates:
-        return choices.dense.keep(Why.NOT_FASTER)
-    within = [c for c in choices.candidates if c.error <= level]
-    if not within:
-        return choices.dense.keep(Why.LOSS)
-    best = min(within, key=lambda c: (c.ms, c.error, c.kind, c.rank))
-    return dataclasses.replace(
-        choices.dense, kind=best.kind, rank=best.rank, why=None, ms_after=best.ms, error=best.error
-    )
+        return dense.keep(Why.NOT_FASTER)
+
+    def bargain(candidate: Candidate) -> float:
+        return level * ((dense.ms_before or 0.0) - candidate.ms) / total_ms - candidate.loss
+
+    best = max(choices.candidates, key=lambda c: (bargain(c), -c.ms, c.kind, c.rank))
+    if bargain(best) <= 0:
+        return dense.keep(Why.LOSS)
+    return dataclasses.replace(dense, kind=best.kind, rank=best.rank, ms_after=best.ms, error=best.error)
 
 
 def decide_all(choices: Sequence[Choices], level: float) -> tuple[Decision, ...]:
     """`decide` for every site at one common level."""
-    return tuple(decide(c, level) for c in choices)
+    total = sum(c.dense.ms_before or 0.0 for c in choices) or 1.0
+    return tuple(decide(c, level, total) for c in choices)
 
 
-def bisect_level(
-    measured_loss: Callable[[float], float], limit: float, *, low: float = 1e-7, high: float = 0.5, rounds: int = 9
-) -> float | None:
-    """Largest level (within a factor) whose *measured* loss stays within `limit`; None when even `low` exceeds it.
+def frontier(choices: Sequence[Choices]) -> list[tuple[float, tuple[Decision, ...]]]:
+    """The distinct plans from cheap to costly loss, each with its predicted loss (sum over the sites)."""
+    losses = {(c.dense.node, k.kind, k.rank): k.loss for c in choices for k in c.candidates}
+    found: dict[tuple[Decision, ...], float] = {}
+    for step in range(-320, 81):
+        decisions = decide_all(choices, 10.0 ** (step / 40))
+        found[decisions] = sum(losses[(d.node, d.kind, d.rank)] for d in decisions if d.kind and d.rank)
+    return [(loss, decisions) for decisions, loss in found.items() if any(d.kind for d in decisions)]
 
-    The search is geometric, starts at `limit` itself, and every answer was measured, never extrapolated.
+
+def search(
+    plans: Sequence[tuple[float, tuple[Decision, ...]]],
+    measured_loss: Callable[[tuple[Decision, ...]], float],
+    limit: float,
+    *,
+    rounds: int = 10,
+) -> tuple[Decision, ...] | None:
+    """The furthest plan whose *measured* loss stays within `limit`; None when none was found to.
+
+    The additive model proposes, built models answer, and every answer corrects the model's scale. A proposal
+    outside the bracket of what was measured becomes the middle of the bracket.
     """
-    best: float | None = None
-    level = limit
+    holds, fails, scale = -1, len(plans), 1.0
     for _ in range(rounds):
-        loss = measured_loss(level)
-        if loss <= limit:
-            best, low = level, level
-            if loss > 0.95 * limit or level >= high:
-                break
-        else:
-            high = level
-        # The loss grows about linearly with the level: aim straight, but stay inside the bracket.
-        aim = level * min(max(limit / loss, 0.02), 8.0) * 0.98 if loss > 0 else level * 8
-        level = aim if low < aim < high else (low * high) ** 0.5
-        if best is not None and high / low < 1.03:
+        if fails - holds <= 1:
             break
-    return best
+        proposed = sum(predicted * scale <= limit for predicted, _ in plans) - 1
+        step = proposed if holds < proposed < fails else (holds + fails) // 2
+        predicted, decisions = plans[step]
+        loss = measured_loss(decisions)
+        if loss <= limit:
+            holds = step
+        else:
+            fails = step
+        if 0.97 * limit <= loss <= limit:
+            break
+        scale = loss / predicted if predicted > 0 and 0 < loss < float("inf") else scale
+    return plans[holds][1] if holds >= 0 else None

@@ -11,28 +11,25 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
 
 from onnx_lowrank.errors import ModelError, SettingsError
-from onnx_lowrank.saving import Part, write_files
+from onnx_lowrank.saving import Part, read_chunks, write_files
 from onnx_lowrank.tensors import (
     data_files,
-    has_whole_bytes,
     is_external,
+    is_large,
     make_tensor,
     raw_chunks,
     read_tensor,
     size_of,
-    stored,
     tensors_of,
 )
 
 __all__ = ["ModelFile", "check_output", "copy_model", "make_tensor", "read_model", "read_tensor", "write_model"]
 
 _LIMIT: Final = 2**31 - 1  # protobuf's
-_CHUNK: Final = 8 << 20
 _ALIGNMENT: Final = 4096
-_SMALL: Final = 1024  # bytes; smaller tensors stay in the model
 _PAYLOAD: Final = frozenset(
     ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "external_data")
 )
@@ -66,7 +63,7 @@ def read_model(path: Path) -> ModelFile:
         files = data_files(model, path.parent)
         digest = hashlib.sha256(content)
         size = len(content) + sum(file.stat().st_size for file in files.values())
-        for chunk in (chunk for file in files.values() for chunk in _chunks(file)):
+        for chunk in (chunk for file in files.values() for chunk in read_chunks(file)):
             digest.update(chunk)
     except OSError as fault:
         where = fault.filename or path
@@ -142,7 +139,7 @@ def copy_model(source: ModelFile, out: Path) -> int:
     if any(target == out for _, target in copies):
         raise SettingsError(f"output '{out}' has the name of the model's data file; choose another name")
     pairs = [pair for pair in copies if not _same(*pair)] + [(source.path, out)]
-    return write_files([Part(target, _chunks(file), file.stat().st_size) for file, target in pairs])
+    return write_files([Part(target, read_chunks(file), file.stat().st_size) for file, target in pairs])
 
 
 def _content(path: Path) -> bytes:
@@ -208,12 +205,12 @@ def _skeleton(
     _copy_fields(model, skeleton, frozenset(("graph",)))
     _copy_fields(model.graph, skeleton.graph, frozenset(("initializer",)))
     for tensor in model.graph.initializer:
-        _copy_fields(tensor, skeleton.graph.initializer.add(), _PAYLOAD if _is_large(tensor) else frozenset())
+        _copy_fields(tensor, skeleton.graph.initializer.add(), _PAYLOAD if is_large(tensor) else frozenset())
     top = len(model.graph.initializer)
     moved: list[tuple[int, onnx.TensorProto]] = []
     end = 0
     for index, (tensor, target) in enumerate(zip(tensors_of(model), tensors_of(skeleton), strict=True)):
-        if _is_large(tensor) and (index < top or is_external(tensor)):
+        if is_large(tensor) and (index < top or is_external(tensor)):
             offset = -(-end // _ALIGNMENT) * _ALIGNMENT
             size = size_of(tensor) or 0
             end = offset + size
@@ -234,10 +231,6 @@ def _copy_fields(source: Message, target: Message, without: frozenset[str]) -> N
             getattr(target, field.name).MergeFrom(value)
 
 
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    return has_whole_bytes(tensor) and (size_of(tensor) or 0) >= _SMALL
-
-
 def _refer(tensor: onnx.TensorProto, location: str, offset: int, size: int) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.ClearField("external_data")
@@ -251,9 +244,3 @@ def _padded(moved: list[tuple[int, onnx.TensorProto]], folder: Path) -> Iterator
         yield bytes(offset - end)
         yield from raw_chunks(tensor, folder)
         end = offset + (size_of(tensor) or 0)
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk

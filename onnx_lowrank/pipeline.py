@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.allocate import Choices, bisect_level, decide_all
-from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.allocate import decide, frontier, search
+from onnx_lowrank.errors import RequirementError, SettingsError, VerificationError
 from onnx_lowrank.files import check_output, copy_model, write_model
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.measure import Latency, no_change
@@ -17,13 +18,14 @@ from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.prepare import Fit, Loaded, Progress, calibrate, load, measure
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.rewrite import check_matches, rewritten
-from onnx_lowrank.runtime import Session
+from onnx_lowrank.runtime import Feed, Session
+from onnx_lowrank.sensitivity import sensitivities
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.sites import Why
 from onnx_lowrank.validation import References
 from onnx_lowrank.verify import Measured, facts, facts_of, measured, publish, race_files, staging
 
 _GIVE_BACK_ROUNDS = 6
+_PROBE_SECONDS = 60.0
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -55,19 +57,24 @@ class _Run:
     fits: Mapping[str, Fit]
     references: References
     clock: _Clock
+    probes: References
     table: LatencyTable
-    choices: list[Choices] = dataclasses.field(default_factory=list)
-    losses: dict[str, float] = dataclasses.field(default_factory=dict)
+    frontier: list[dict[str, float]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def loss_of(self, decisions: tuple[Decision, ...]) -> float:
         """Measured loss of the built model on the held-out samples."""
-        if not any(d.kind for d in decisions):
-            return 0.0
+        return self._loss(decisions, self.references)
+
+    def probe_loss(self, decision: Decision) -> float:
+        """Loss on a few calibration samples when only one site is rewritten."""
+        return self._loss((decision,), self.probes)
+
+    def _loss(self, decisions: tuple[Decision, ...], references: References) -> float:
         loaded = self.loaded
         model = rewritten(loaded.file, loaded.sites, self.fits, decisions)
         session = Session(model, provider=self.settings.provider, threads=0, folder=loaded.file.folder)
-        return self.references.loss(session).value()
+        return references.loss(session).value()
 
 
 def _start(path: Path, data: object, settings: Settings, clock: _Clock, nodes: Iterable[str] | None = None) -> _Run:
@@ -79,9 +86,12 @@ def _start(path: Path, data: object, settings: Settings, clock: _Clock, nodes: I
     clock("reference", 0, 1)
     original = Session(path, provider=settings.provider, threads=0)
     references = References(original, loaded.held_out)
+    seconds = _seconds(original, loaded.first)
+    count = int(_PROBE_SECONDS / max(seconds * len(loaded.sites), 1e-9))
+    probes = References(original, list(itertools.islice(loaded.calibration, min(max(count, 4), 16))))
     clock("reference", 1, 1)
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
-    run = _Run(loaded, settings, fits, references, clock, table)
+    run = _Run(loaded, settings, fits, references, clock, probes, table)
     if loaded.shared:
         run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
     if loaded.source.synthetic:
@@ -89,27 +99,32 @@ def _start(path: Path, data: object, settings: Settings, clock: _Clock, nodes: I
     return run
 
 
+def _seconds(session: Session, feed: Feed) -> float:
+    """Wall time of one run that is not the first."""
+    session.run(feed)
+    since = time.perf_counter()
+    session.run(feed)
+    return time.perf_counter() - since
+
+
 def _decide(run: _Run, data: tuple[str, ...]) -> Plan:
-    """Measure candidates, and bisect one common level on built models until the loss holds."""
+    """Measure candidates, probe sensitivities, and search the frontier with built models until the loss holds."""
     loaded, settings = run.loaded, run.settings
-    run.choices = measure(loaded.sites, run.fits, run.table, settings, run.clock)
-    seen: dict[tuple[Decision, ...], float] = {}
-    tried: list[float] = []
+    choices = measure(loaded.sites, run.fits, run.table, settings, run.clock)
+    weights = sensitivities(choices, run.probe_loss, lambda done, total: run.clock("probe", done, total))
+    choices = [c.weighted(weights[c.dense.node]) if c.dense.node in weights else c for c in choices]
+    plans = frontier(choices)
+    predicted = {decisions: loss for loss, decisions in plans}
 
-    def loss_at(level: float) -> float:
-        run.clock("decide", len(tried), len(tried) + 1)
-        tried.append(level)
-        decisions = decide_all(run.choices, level)
-        if decisions not in seen:
-            seen[decisions] = run.loss_of(decisions)
-        run.losses[f"{level:.6g}"] = seen[decisions]
-        return seen[decisions]
+    def loss_of(decisions: tuple[Decision, ...]) -> float:
+        run.clock("decide", len(run.frontier), len(run.frontier) + 1)
+        loss = run.loss_of(decisions)
+        run.frontier.append(_point(decisions, predicted[decisions], loss))
+        return loss
 
-    level = bisect_level(loss_at, settings.max_loss)
+    best = search(plans, loss_of, settings.max_loss)
     run.clock("decide", 1, 1)
-    decisions = tuple(c.dense.keep(c.dense.why or Why.LOSS) for c in run.choices)
-    if level is not None:
-        decisions = decide_all(run.choices, level)
+    decisions = best or tuple(decide(c, 0.0, 1.0) for c in choices)
     return Plan(
         model_sha256=loaded.file.sha256,
         decisions=decisions,
@@ -121,6 +136,11 @@ def _decide(run: _Run, data: tuple[str, ...]) -> Plan:
         data=data,
         shapes=tuple(sorted(settings.shapes.items())),
     )
+
+
+def _point(decisions: tuple[Decision, ...], predicted: float, loss: float) -> dict[str, float]:
+    ms = sum(d.ms_after or d.ms_before or 0.0 for d in decisions)
+    return {"rewritten": sum(d.kind is not None for d in decisions), "ms": ms, "predicted": predicted, "loss": loss}
 
 
 def analyze(
@@ -212,8 +232,6 @@ def read_plan(path: Path) -> Plan:
     Raises:
         SettingsError: missing, unreadable, or not a plan.
     """
-    from onnx_lowrank.errors import SettingsError
-
     try:
         return Plan.from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as fault:
@@ -296,7 +314,7 @@ def _publish(
         raise RequirementError(
             f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; nothing was written"
         )
-    default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0)[0]
+    default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0, seconds=8.0)[0]
     if default.ratio.low <= 1:
         run.warnings.append(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
@@ -335,7 +353,7 @@ def _report(
         after=after,
         plan=plan,
         kept=run.loaded.kept,
-        losses=run.losses,
+        frontier=tuple(run.frontier),
         latency=latency,
         staircases=run.table.rows({site.geometry for site in run.loaded.sites}),
         seconds=run.clock.seconds,

@@ -199,5 +199,6 @@ def _choices(
         by_rank = {rank: ms[f"{kind.name} {rank}"] for kind, rank in labels.values() if kind.name == name}
         for rank, time in right_edges(by_rank, _NOISE).items():
             if time < ms[DENSE] * (1 - _MARGIN) and factorization.relative(rank) <= _MAX_ERROR:
-                candidates.append(Candidate(name, rank, factorization.relative(rank), time))
+                error = factorization.relative(rank)
+                candidates.append(Candidate(name, rank, error, time, loss=error))
     return Choices(dense, tuple(sorted(candidates, key=lambda c: (c.ms, c.kind, c.rank))))

@@ -65,7 +65,7 @@ class Report:
     after: ModelFacts
     plan: Plan
     kept: tuple[Keep, ...]
-    losses: dict[str, float]
+    frontier: tuple[dict[str, float], ...]
     latency: tuple[Latency, ...]
     staircases: dict[str, dict[str, float]]
     seconds: dict[str, float]
@@ -92,7 +92,7 @@ class Report:
             "sites": [_site(d) for d in self.plan.decisions],
             "kept": _counts(self.kept),
             "latency": [entry.to_dict() for entry in self.latency],
-            "pareto": [{"level": float(k), "loss": v} for k, v in self.losses.items()],
+            "pareto": list(self.frontier),
             "staircases": self.staircases,
             "environment": environment(),
             "seconds": self.seconds,

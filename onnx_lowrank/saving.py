@@ -7,12 +7,12 @@ import dataclasses
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from onnx_lowrank.errors import SettingsError
 
-__all__ = ["Part", "write_files"]
+__all__ = ["Part", "read_chunks", "write_files"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,13 @@ class Part:
     target: Path
     chunks: Iterable[bytes]
     size: int
+
+
+def read_chunks(file: Path) -> Iterator[bytes]:
+    """The content of `file`, a few megabytes at a time."""
+    with file.open("rb") as stream:
+        while chunk := stream.read(8 << 20):
+            yield chunk
 
 
 def write_files(parts: Sequence[Part]) -> int:

@@ -18,21 +18,9 @@ from onnx import numpy_helper
 
 from onnx_lowrank.errors import ModelError
 
-__all__ = [
-    "Stored",
-    "data_files",
-    "has_whole_bytes",
-    "is_external",
-    "make_tensor",
-    "raw_chunks",
-    "read_tensor",
-    "size_of",
-    "stored",
-    "tensors_of",
-]
-
 Array = npt.NDArray[Any]
 _CHUNK: Final = 8 << 20
+_SMALL: Final = 1024
 
 _NAMES: Final = {
     "FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BOOL": "bool",
@@ -96,7 +84,7 @@ def size_of(tensor: onnx.TensorProto) -> int | None:
     """
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"tensor '{tensor.name}' has a negative dimension {list(tensor.dims)}; export the model again")
-    count = math.prod(tensor.dims)
+    count = int(math.prod(tensor.dims))
     if tensor.data_type in _DTYPES:
         return count * _DTYPES[tensor.data_type].itemsize
     bits = _PACKED.get(_dtype_name(tensor))
@@ -164,9 +152,10 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path) -> Array:
     return _host_order(mapped.view(dtype)).reshape(tuple(tensor.dims))
 
 
-def has_whole_bytes(tensor: onnx.TensorProto) -> bool:
-    """Whether `raw_chunks` works: the bytes are raw already, or the elements are whole numbers of bytes."""
-    return is_external(tensor) or tensor.HasField("raw_data") or tensor.data_type in _DTYPES
+def is_large(tensor: onnx.TensorProto) -> bool:
+    """Whether the tensor is worth a place in a data file and `raw_chunks` can give its bytes."""
+    whole_bytes = is_external(tensor) or tensor.HasField("raw_data") or tensor.data_type in _DTYPES
+    return whole_bytes and (size_of(tensor) or 0) >= _SMALL
 
 
 def raw_chunks(tensor: onnx.TensorProto, folder: Path) -> Iterator[bytes]:
@@ -250,8 +239,9 @@ def _from_fields(tensor: onnx.TensorProto) -> Array:
             if dtype is not None:
                 return _host_order(np.frombuffer(raw, dtype)).reshape(shape)
         elif tensor.data_type == onnx.TensorProto.BFLOAT16:  # numpy_helper before onnx 1.19 makes it float32
-            return np.array(tensor.int32_data, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
-        return numpy_helper.to_array(tensor).reshape(shape)
+            bits: Array = np.array(tensor.int32_data, np.uint16)
+            return np.asarray(bits.view(ml_dtypes.bfloat16)).reshape(shape)
+        return np.asarray(numpy_helper.to_array(tensor)).reshape(shape)
     except (ValueError, TypeError, KeyError, OverflowError) as fault:
         raise ModelError(f"{broken} ({' '.join(str(fault).split())}); export the model again") from None
 

@@ -21,7 +21,8 @@ _STAGES = {
     "factor": "factor",
     "reference": "run the original on held-out samples",
     "measure": "measure ranks",
-    "decide": "decide",
+    "probe": "probe sensitivities",
+    "decide": "build and measure plans",
     "verify": "verify the saved file",
     "report": "report",
 }

@@ -59,10 +59,10 @@ def measured(staged: Path, loaded: Loaded, references: References, settings: Set
     return Measured(counted.value(), max(counted.per_sample, default=0.0), latency)
 
 
-def race_files(paths: list[Path], loaded: Loaded, settings: Settings, threads: int) -> list[Latency]:
+def race_files(paths: list[Path], loaded: Loaded, settings: Settings, threads: int, seconds: float = 20.0) -> list[Latency]:
     """Time files on disk turn about on the first sample; 0 threads is the runtime's own choice."""
     return measure.race(
-        paths, loaded.first, provider=settings.provider, threads=threads, seed=settings.seed
+        paths, loaded.first, provider=settings.provider, threads=threads, seed=settings.seed, seconds=seconds
     )
 
 
