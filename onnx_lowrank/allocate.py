@@ -54,7 +54,7 @@ def right_edges(ms: dict[int, float], noise: float) -> dict[int, float]:
 def rank_grid(max_rank: int, points: int = 10, tile: int = 16) -> tuple[int, ...]:
     """Ranks worth timing up to `max_rank`: about `points` multiples of `tile`, and one between two of them.
 
-    Below two tiles the grid is fine (powers of two and their middles). The ranks between two multiples show
+    Below one tile the grid is fine. The ranks between two multiples show
     whether the hardware has steps at all; where it has, `right_edges` removes them.
     """
     if max_rank < 1:

@@ -32,7 +32,13 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-_data = click.option("--data", "-d", multiple=True, metavar="SRC", help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.")  # fmt: skip  # noqa: E501
+_data = click.option(
+    "--data",
+    "-d",
+    multiple=True,
+    metavar="SRC",
+    help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.",
+)
 _where = (
     click.option("--provider", default=None, help="Execution provider that will run the model [default: cpu]."),
     click.option("--threads", type=int, default=None, help="Intra-op threads of every timing [default: 1]."),
@@ -41,13 +47,20 @@ _where = (
     click.option("--seed", type=int, default=None, help="Seed of every random choice [default: 0]."),
 )
 _what = (
-    click.option("--max-loss", type=float, default=None, help="Largest relative squared error of the outputs [default: 0.01]."),  # fmt: skip  # noqa: E501
+    click.option(
+        "--max-loss", type=float, default=None, help="Largest relative squared error of the outputs [default: 0.01]."
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Only nodes with such names. Repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No nodes with such names. Repeatable."),
     click.option("--kinds", default=None, help=f"Ways to rewrite a site [default: {','.join(KIND_NAMES)}]."),
     click.option("--plan-out", type=_PATH, help="Write the plan (JSON), to be reviewed and replayed by apply."),
 )
-_cache = click.option("--cache", type=_PATH, default=None, help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache].")  # fmt: skip  # noqa: E501
+_cache = click.option(
+    "--cache",
+    type=_PATH,
+    default=None,
+    help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache].",
+)
 _show = (
     click.option("--report", "report_to", type=_PATH, help="Write the report as JSON."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
@@ -57,7 +70,11 @@ _show = (
 _write = (
     click.option("-o", "--output", "out", type=_PATH, required=True, help="Where the result goes; never partial."),
     click.option("--in-place", is_flag=True, help="Allow OUT to be MODEL."),
-    click.option("--external-data/--embedded-data", default=None, help="Weights beside the model or inside [default: as the model has them]."),  # fmt: skip  # noqa: E501
+    click.option(
+        "--external-data/--embedded-data",
+        default=None,
+        help="Weights beside the model or inside [default: as the model has them].",
+    ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
 )
 
@@ -213,7 +230,7 @@ def _command() -> str:
     return shlex.join(["onnx-lowrank", *sys.argv[1:]])
 
 
-def _interrupted(signum: int, frame: Any) -> NoReturn:
+def _interrupted(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 

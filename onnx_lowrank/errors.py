@@ -36,7 +36,7 @@ class PassError(LowRankError):
     """A rewrite that would break the graph; a bug in a pass, never the user's fault."""
 
 
-class RuntimeMissing(LowRankError):
+class RuntimeMissing(LowRankError):  # noqa: N818
     """ONNX Runtime, or the execution provider asked for, is not there."""
 
 

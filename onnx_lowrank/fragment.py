@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -69,8 +70,5 @@ def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:
 
 def dtype_of(geometry: Geometry) -> np.dtype[Any]:
     """NumPy dtype of a geometry; bfloat16 comes from ml_dtypes."""
-    if geometry.dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(geometry.dtype)
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, geometry.dtype, geometry.dtype))
+    return found

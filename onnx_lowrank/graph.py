@@ -9,8 +9,7 @@ tensors that they read. So nothing that it cannot import can break, and nothing 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from onnx import helper
 from onnx_lowrank.errors import PassError
 from onnx_lowrank.files import make_tensor, read_tensor
 from onnx_lowrank.fragment import Fragment, X, Y
+from onnx_lowrank.protos import all_names, evaluated, outer_reads, plain_constant, reads, subgraphs, unique_names
 
 CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
 """Operators through which a weight is followed to its data."""
@@ -61,11 +61,11 @@ class Graph:
         self._new_tensors: list[onnx.TensorProto] = []
         self._removed: set[int] = set()
         self._tensors: dict[str, Any] = dict(self._surgeon.tensors())
-        self._names = _all_names(model)
+        self._names = all_names(model)
         self.outputs = {o.name for o in model.graph.output}
         self.inputs = {i.name for i in model.graph.input}
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-        self.names = _unique_names(self.protos)
+        self.names = unique_names(self.protos)
 
     def readers(self, tensor: str) -> list[int]:
         """Positions of the nodes that read a tensor; a node that reads it twice, or in a subgraph too, counts again."""
@@ -99,19 +99,23 @@ class Graph:
             return None
         value = read_tensor(root, self.folder)
         for name in reversed(chain[:-1]):
-            value = _step(self._constants[name], value)
+            value = evaluated(self._constants[name], value)
         return value
 
     def _root_tensor(self, name: str) -> onnx.TensorProto | None:
         if name in self._initializers:
             return self._initializers[name]
         node = self._constants[name]
-        found: onnx.TensorProto | None = next((a.t for a in node.attribute if a.name == "value"), None)
-        return found if found is not None else _plain_constant(node)
+        for found in node.attribute:
+            if found.name == "value":
+                return found.t
+        return plain_constant(node)
 
     def fresh(self, base: str) -> str:
         """A name that nothing in the model has; the one hand that gives out names."""
-        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self._names)
+        name = next(
+            n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self._names
+        )
         self._names.add(name)
         return name
 
@@ -204,7 +208,7 @@ class Graph:
         nodes = list(self._committed_nodes())
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        before, after = _reads(self.model.graph, self.protos), _reads(self.model.graph, nodes)
+        before, after = reads(self.model.graph, self.protos), reads(self.model.graph, nodes)
         unread = {n for n in self._initializers if before[n] and not after[n] and n not in self.outputs | self.inputs}
         _keep_only(model.graph.initializer, lambda t: t.name not in unread)
         model.graph.initializer.extend(self._new_tensors)
@@ -220,42 +224,6 @@ class Graph:
             yield from self._new.get(position, ())
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Value of a node's attribute, or `default`."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
-    return default
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of If, Loop and Scan, not their inner ones."""
-    for found in node.attribute:
-        if found.type == onnx.AttributeProto.GRAPH:
-            yield found.g
-        yield from found.graphs
-
-
-def outer_reads(graph: onnx.GraphProto) -> Counter[str]:
-    """How often a body, with the bodies inside it, reads each tensor that it does not make itself."""
-    reads: Counter[str] = Counter(o.name for o in graph.output)
-    for node in graph.node:
-        reads.update(name for name in node.input if name)
-        for body in subgraphs(node):
-            reads.update(outer_reads(body))
-    own = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer} | {i.name for i in graph.input}
-    return Counter({name: count for name, count in reads.items() if name not in own})
-
-
-def _reads(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
-    reads: Counter[str] = Counter(o.name for o in graph.output)
-    for node in nodes:
-        reads.update(name for name in node.input if name)
-        for body in subgraphs(node):
-            reads.update(outer_reads(body))
-    return reads
-
-
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = onnx.GraphProto(name="skeleton")
     for node in model.graph.node:
@@ -265,28 +233,6 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(onnx.ValueInfoProto(name=i.name) for i in model.graph.input)
     graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
     return onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)], graph=graph)
-
-
-def _unique_names(nodes: list[onnx.NodeProto]) -> list[str]:
-    counted = Counter(n.name for n in nodes)
-    names = []
-    for position, node in enumerate(nodes):
-        first = next((o for o in node.output if o), "")
-        names.append(node.name if node.name and counted[node.name] == 1 else first or f"node_{position}")
-    return names
-
-
-def _all_names(model: onnx.ModelProto) -> set[str]:
-    names: set[str] = set()
-    stack = [model.graph]
-    while stack:
-        graph = stack.pop()
-        names.update(t.name for t in graph.initializer)
-        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info))
-        for node in graph.node:
-            names.update((node.name, *node.input, *node.output))
-            stack.extend(subgraphs(node))
-    return names
 
 
 def _remove_by_identity(nodes: Any, node: Any) -> None:
@@ -299,19 +245,3 @@ def _keep_only(field: Any, wanted: Any) -> None:
     for index in reversed(range(len(field))):
         if not wanted(field[index]):
             del field[index]
-
-
-def _plain_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
-        value = attribute(node, name, None)
-        if value is not None:
-            return make_tensor(node.output[0], np.asarray(value, dtype))
-    return None
-
-
-def _step(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if node.op_type == "Transpose":
-        return np.transpose(value, attribute(node, "perm", None))
-    if node.op_type == "Cast":
-        return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -115,7 +116,7 @@ class LatencyTable:
             runtime.Session(fragment_model(f, geometry), provider=self.provider, threads=self.threads)
             for f in fragments.values()
         ]
-        runs = [lambda s=s: s.run({X: x}) for s in sessions]  # type: ignore[misc]
+        runs = [functools.partial(s.run, {X: x}) for s in sessions]
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def race(
     Returns one entry for every model after the first.
     """
     sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
-    runs = [lambda s=s: s.run(feed) for s in sessions]  # type: ignore[misc]
+    runs = [functools.partial(s.run, feed) for s in sessions]
     samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
     cpu = provider == "cpu" and threads == 1
     times = samples.cpu if cpu else samples.wall

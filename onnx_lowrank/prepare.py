@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Fit:
     mean: Array
 
 
-def load(path: Path, data: object, settings: Settings, progress: Progress) -> Loaded:
+def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loaded:
     """Read the model, open the data, run one sample, find the sites.
 
     Raises:
@@ -70,7 +71,7 @@ def load(path: Path, data: object, settings: Settings, progress: Progress) -> Lo
     file = read_model(path)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     specs = [InputSpec(name, dtype, shape) for name, dtype, shape in session.inputs()]
-    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=settings.shapes)  # type: ignore[arg-type]
+    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=settings.shapes)
     calibration, held_out, shared = split(source)
     first = next(iter(source), None)
     if first is None:
@@ -81,9 +82,7 @@ def load(path: Path, data: object, settings: Settings, progress: Progress) -> Lo
     found = survey(graph)
     sites, dropped = _reachable(found.sites, runs, settings)
     progress("read", 1, 1)
-    return Loaded(
-        file, graph, source, calibration, held_out, shared, first, runs, sites, (*found.kept, *dropped)
-    )
+    return Loaded(file, graph, source, calibration, held_out, shared, first, runs, sites, (*found.kept, *dropped))
 
 
 def _reachable(
@@ -154,7 +153,9 @@ def measure(
         times[geometry] = _time(geometry, labels, table)
         table.save()
     progress("measure", len(wanted), len(wanted))
-    return [_choices(site, fits[site.name].factorization, wanted[site.geometry], times[site.geometry]) for site in sites]
+    return [
+        _choices(site, fits[site.name].factorization, wanted[site.geometry], times[site.geometry]) for site in sites
+    ]
 
 
 def _worth_timing(site: Site, factorization: Factorization, settings: Settings) -> dict[str, tuple[Kind, int]]:

@@ -140,7 +140,7 @@ class Session:
             raise ModelError(f"{where}: ONNX Runtime cannot load it: {_one_line(fault)}") from None
         if wanted not in self._session.get_providers():
             raise RuntimeMissing(
-                f"provider '{provider}' did not load, and ONNX Runtime fell back to {self._session.get_providers()[0]}; "
+                f"provider '{provider}' did not load: the runtime fell back to {self._session.get_providers()[0]}; "
                 "check the driver and the CUDA libraries (extra `cuda`)"
             )
         self.output_names: list[str] = [o.name for o in self._session.get_outputs()]

@@ -7,8 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from onnx_lowrank.compare import Comparison
@@ -137,7 +144,9 @@ def show_comparison(comparison: Comparison) -> None:
         table.add_row(row.path, f"{p50:.2f} ms", ratio, interval, control, *size)
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{comparison.samples} samples ({comparison.data}), {comparison.provider}, {comparison.threads} thread")
+    console.print(
+        f"{comparison.samples} samples ({comparison.data}), {comparison.provider}, {comparison.threads} thread"
+    )
 
 
 def show_catalogue(entries: Iterable[Any]) -> None:

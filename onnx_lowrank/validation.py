@@ -68,7 +68,7 @@ class References:
         self.count = 0
         for sample in samples:
             outputs = session.run(sample)
-            np.savez(self._path(self.count), *[np.asarray(y) for y in outputs])  # type: ignore[arg-type]
+            np.savez(self._path(self.count), *[np.asarray(y) for y in outputs])
             self.count += 1
 
     def _path(self, index: int) -> Path:

@@ -59,7 +59,9 @@ def measured(staged: Path, loaded: Loaded, references: References, settings: Set
     return Measured(counted.value(), max(counted.per_sample, default=0.0), latency)
 
 
-def race_files(paths: list[Path], loaded: Loaded, settings: Settings, threads: int, seconds: float = 20.0) -> list[Latency]:
+def race_files(
+    paths: list[Path], loaded: Loaded, settings: Settings, threads: int, seconds: float = 20.0
+) -> list[Latency]:
     """Time files on disk turn about on the first sample; 0 threads is the runtime's own choice."""
     return measure.race(
         paths, loaded.first, provider=settings.provider, threads=threads, seed=settings.seed, seconds=seconds

@@ -1,7 +1,7 @@
 """The dense site itself, as a fragment: what every other kind is timed against.
 
-    before   x -[ W N×K, b ]-> y
-    after    the same
+before   x -[ W N×K, b ]-> y
+after    the same
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.graph import Graph, attribute
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.protos import attribute
 
 
 @dataclass(frozen=True)

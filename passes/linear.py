@@ -1,8 +1,8 @@
 """One affine map of single positions, written in the operator that the site had. Shared by the kinds.
 
-    x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias)
-    x -[ Gemm w, b ]-> y               Gemm
-    x -[ Conv 1×1 w, b ]-> y           Conv
+x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias)
+x -[ Gemm w, b ]-> y               Gemm
+x -[ Conv 1×1 w, b ]-> y           Conv
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from onnx_lowrank.sites import Geometry
 Part = tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]
 
 
-def affine(
-    geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool
-) -> Part:
+def affine(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool) -> Part:
     """Ops and constants that compute `weight @ x + bias` from local tensor `x` to `y`.
 
     Args:

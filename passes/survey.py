@@ -17,16 +17,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.graph import Graph, attribute, subgraphs
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm
+from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LINEAR = ("MatMul", "Gemm", "Conv")
-_OTHER_LINEAR = ("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul")
-_OTHER_LINEAR += ("QLinearConv", "DeformConv", "FusedMatMul", "FusedConv", "FusedGemm", "Attention", "QAttention")
-_OTHER_LINEAR += ("MatMulNBits", "DynamicQuantizeMatMul", "QGemm", "MultiHeadAttention", "TransposeMatMul")
+_OTHER_LINEAR = (
+    *("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
+    *("DeformConv", "FusedMatMul", "FusedConv", "FusedGemm", "TransposeMatMul", "Attention", "MultiHeadAttention"),
+    *("QAttention", "MatMulNBits", "DynamicQuantizeMatMul", "QGemm"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,139 @@
+"""From a plan to a verified file, or to the original: stage, measure, give back, publish, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.files import copy_model, write_model
+from onnx_lowrank.measure import Latency, no_change
+from onnx_lowrank.plan import Plan
+from onnx_lowrank.report import ModelFacts, Report, Verdict
+from onnx_lowrank.rewrite import rewritten
+from onnx_lowrank.run import Run
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.verify import Measured, facts, facts_of, measured, publish, race_files, staging
+
+_GIVE_BACK_ROUNDS = 6
+
+
+def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command: str, *, give_back: bool) -> Report:
+    """Write, load and measure the plan's model; give sites back until loss and speed hold, then publish.
+
+    Raises:
+        VerificationError: it does not hold and nothing may be given back.
+        RequirementError: `require_speedup` is not met.
+    """
+    file = run.loaded.file
+    external = file.external if external_data is None else external_data
+    before = facts(file, run.loaded)
+    with staging(out) as staged:
+        found: Measured | None = None
+        for attempt in range(_GIVE_BACK_ROUNDS):
+            if not plan.rewritten:
+                break
+            run.clock("verify", attempt, _GIVE_BACK_ROUNDS)
+            built = rewritten(file, run.loaded.sites, run.fits, plan.decisions)
+            write_model(built, staged, folder=file.folder, external=external)
+            found = measured(staged, run.loaded, run.references, run.settings)
+            if _holds(found, run.settings):
+                break
+            if not give_back:
+                raise VerificationError(_failure(found, run.settings))
+            plan, found = plan.giving_back(_worst(plan, found, run.settings)), None
+        run.clock("verify", 1, 1)
+        if found is None:
+            return _unchanged(run, plan, before, out, command)
+        return _publish(run, plan, found, before, staged, out, command)
+
+
+def _holds(found: Measured, settings: Settings) -> bool:
+    return found.loss <= settings.max_loss and found.latency.ratio.low > 1
+
+
+def _failure(found: Measured, settings: Settings) -> str:
+    ratio = found.latency.ratio
+    return (
+        f"the rewritten model has loss {found.loss:.3g} (limit {settings.max_loss:g}) and speed-up {ratio.value:.3f} "
+        f"({ratio.low:.3f}–{ratio.high:.3f}); nothing was written, run optimize to make a plan that holds here"
+    )
+
+
+def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
+    """Which sites to give back: the one that loses most, or the half that gains least."""
+    if found.loss > settings.max_loss:
+        return [max(plan.rewritten, key=lambda d: d.error or 0.0).node]
+    ranked = sorted(plan.rewritten, key=lambda d: (d.ms_after or 0.0) / (d.ms_before or 1.0), reverse=True)
+    return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
+
+
+def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str) -> Report:
+    if run.settings.require_speedup is not None:
+        raise RequirementError(f"no speed-up within loss {run.settings.max_loss:g}; nothing was written")
+    copy_model(run.loaded.file, out)
+    counts: dict[str, int] = {}
+    for decision in plan.decisions:
+        if decision.why is not None:
+            counts[decision.why.value] = counts.get(decision.why.value, 0) + 1
+    why = "; ".join(f"{n} × {text}" for text, n in sorted(counts.items(), key=lambda c: -c[1]))
+    reason = f"nothing pays here ({why})" if why else "no site can be factored"
+    after = dataclasses.replace(before, path=str(out))
+    return report_of(run, plan, verdict_of(run, "unchanged", reason, None, loss=0.0), before, after, (), command)
+
+
+def _publish(
+    run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str
+) -> Report:
+    wanted, ratio = run.settings.require_speedup, found.latency.ratio
+    if wanted is not None and ratio.low < wanted:
+        raise RequirementError(
+            f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; OUT not written"
+        )
+    default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0, seconds=8.0)[0]
+    if default.ratio.low <= 1:
+        run.warnings.append(
+            f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
+            f"({default.ratio.low:.2f}–{default.ratio.high:.2f}): the gain is not sure there"
+        )
+    after = facts_of(staged, run.loaded, out)
+    publish(staged, out)
+    reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
+    verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
+    return report_of(run, plan, verdict, before, after, (found.latency, default), command)
+
+
+def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:
+    """The verdict on what was measured, or on the original left as it is."""
+    dtypes = {site.geometry.dtype for site in run.loaded.sites}
+    return Verdict(
+        status=status,
+        reason=reason,
+        speedup=found.latency.ratio if found else no_change(),
+        loss=loss,
+        loss_limit=run.settings.max_loss,
+        data="synthetic" if run.loaded.source.synthetic else "user",
+        samples=run.references.count,
+        provider=run.settings.provider,
+        precision="+".join(sorted(dtypes)) or "as the model is",
+    )
+
+
+def report_of(
+    run: Run, plan: Plan, verdict: Verdict, before: ModelFacts, after: ModelFacts,
+    latency: tuple[Latency, ...], command: str,
+) -> Report:  # fmt: skip
+    run.clock("report", 1, 1)
+    return Report(
+        verdict=verdict,
+        before=before,
+        after=after,
+        plan=plan,
+        kept=run.loaded.kept,
+        frontier=tuple(run.frontier),
+        latency=latency,
+        staircases=run.table.rows({site.geometry for site in run.loaded.sites}),
+        seconds=run.clock.seconds,
+        command=command,
+        warnings=tuple(run.warnings),
+    )

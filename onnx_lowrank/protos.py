@@ -1,0 +1,95 @@
+"""Readings of NodeProto and GraphProto that need no graph library."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from onnx_lowrank.tensors import make_tensor
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Value of a node's attribute, or `default`."""
+    for found in node.attribute:
+        if found.name == name:
+            return helper.get_attribute_value(found)
+    return default
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of If, Loop and Scan, not their inner ones."""
+    for found in node.attribute:
+        if found.type == onnx.AttributeProto.GRAPH:
+            yield found.g
+        yield from found.graphs
+
+
+def outer_reads(graph: onnx.GraphProto) -> Counter[str]:
+    """How often a body, with the bodies inside it, reads each tensor that it does not make itself."""
+    counted: Counter[str] = Counter(o.name for o in graph.output)
+    for node in graph.node:
+        counted.update(name for name in node.input if name)
+        for body in subgraphs(node):
+            counted.update(outer_reads(body))
+    own = (
+        {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer} | {i.name for i in graph.input}
+    )
+    return Counter({name: count for name, count in counted.items() if name not in own})
+
+
+def reads(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
+    """How often each tensor is read by the nodes, the bodies inside them, and as an output of the graph."""
+    counted: Counter[str] = Counter(o.name for o in graph.output)
+    for node in nodes:
+        counted.update(name for name in node.input if name)
+        for body in subgraphs(node):
+            counted.update(outer_reads(body))
+    return counted
+
+
+def unique_names(nodes: list[onnx.NodeProto]) -> list[str]:
+    """A readable unique name for every node: its own, else that of its first output."""
+    counted = Counter(n.name for n in nodes)
+    names = []
+    for position, node in enumerate(nodes):
+        first = next((o for o in node.output if o), "")
+        names.append(node.name if node.name and counted[node.name] == 1 else first or f"node_{position}")
+    return names
+
+
+def all_names(model: onnx.ModelProto) -> set[str]:
+    """Every node and tensor name in the model, bodies included."""
+    names: set[str] = set()
+    stack = [model.graph]
+    while stack:
+        graph = stack.pop()
+        names.update(t.name for t in graph.initializer)
+        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info))
+        for node in graph.node:
+            names.update((node.name, *node.input, *node.output))
+            stack.extend(subgraphs(node))
+    return names
+
+
+def plain_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node that is written as `value_float` or `value_floats`."""
+    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
+        value = attribute(node, name, None)
+        if value is not None:
+            return make_tensor(node.output[0], np.asarray(value, dtype))
+    return None
+
+
+def evaluated(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The value of an Identity, Transpose or Cast node of a constant."""
+    if node.op_type == "Transpose":
+        return np.transpose(value, attribute(node, "perm", None))
+    if node.op_type == "Cast":
+        return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
+    return value
