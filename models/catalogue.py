@@ -48,9 +48,7 @@ def find(name: str) -> Entry:
     """
     by_name = {entry.name: entry for entry in CATALOGUE}
     if name not in by_name:
-        raise SettingsError(
-            f"the zoo has no model '{name}'{suggestion(name, by_name)}; `onnx-lowrank zoo ls` lists all {len(by_name)}"
-        )
+        raise SettingsError(f"the zoo has no model '{name}'{suggestion(name, by_name)}")
     return by_name[name]
 
 
@@ -99,7 +97,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     _silero("silero_vad_16k_sequence", "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85", "sequences"),
     _silero("silero_vad_half", "1e0b195ad4806595ef4466f419d16fca7e4afcfc6669b8c0b5f76ea87547c769", "fp16 weights"),
     _silero("silero_vad_op18_ifless", "7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28", "no If"),
-    _silero("silero_vad_openvino_16k", "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87", "fixed shapes"),
+    _silero("silero_vad_openvino_16k", "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87", "fixed"),
     Entry(
         "magika", "magika", "1.0.3", "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803", "magika/models/standard_v3_3/model.onnx",
         "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["code", "line", "page", "words"]
 
-_WORDS: Final = """
+_TEXT: Final = """
 about above across after again air almost along also always animal another answer around autumn back ball bank basket
 because become before begin behind below between bird board body book both bottle bread bridge bright bring brother
 build butter camera carry castle catch centre chair change cheese children circle clear clock close coffee colour come
@@ -28,7 +28,8 @@ paper people picture plant point power quarter question quick quiet rain reason 
 second sentence seven shape short silver simple sister small snow song south special square station stone story street
 strong summer sunday system table teacher ticket together travel under university village voice water weather west
 window winter wonder work yellow young zebra Exit Open Price Total Street Hotel Museum Service Welcome Warning
-""".split()
+"""
+_WORDS: Final = _TEXT.split()
 _CODE: Final = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 
 

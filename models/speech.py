@@ -1,4 +1,4 @@
-"""A synthetic speech-like signal: a buzzing voice through moving formants, syllables, pauses, and noise. No recording."""
+"""A synthetic speech-like signal, no recording: a buzzing voice through formants, syllables, pauses, and noise."""
 
 from __future__ import annotations
 
@@ -48,5 +48,4 @@ def _syllable(rng: np.random.Generator, pitch: float) -> npt.NDArray[Any]:
         turn = 2 * np.pi * formant * rng.uniform(0.92, 1.08) / RATE
         sound = lfilter([1.0], [1.0, -2 * radius * np.cos(turn), radius**2], sound)
     vowel = sound * np.hanning(len(sound)) ** 0.5
-    both = np.concatenate([hiss * np.hanning(len(hiss)), vowel / (np.abs(vowel).max() + 1e-9)])
-    return both
+    return np.concatenate([hiss * np.hanning(len(hiss)), vowel / (np.abs(vowel).max() + 1e-9)])

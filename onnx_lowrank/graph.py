@@ -63,7 +63,8 @@ class Graph:
         self._tensors: dict[str, Any] = dict(self._surgeon.tensors())
         self._names = all_names(model)
         self.outputs = {o.name for o in model.graph.output}
-        self.inputs = {i.name for i in model.graph.input}
+        # Before IR 4 every initializer is listed as an input, and none can be overridden.
+        self.overridable = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.names = unique_names(self.protos)
 
@@ -103,13 +104,12 @@ class Graph:
         return value
 
     def _root_tensor(self, name: str) -> onnx.TensorProto | None:
-        if name in self._initializers:
-            return self._initializers[name]
+        initializer: onnx.TensorProto | None = self._initializers.get(name)
+        if initializer is not None:
+            return initializer
         node = self._constants[name]
-        for found in node.attribute:
-            if found.name == "value":
-                return found.t
-        return plain_constant(node)
+        tensors: list[onnx.TensorProto] = [a.t for a in node.attribute if a.name == "value"]
+        return tensors[0] if tensors else plain_constant(node)
 
     def fresh(self, base: str) -> str:
         """A name that nothing in the model has; the one hand that gives out names."""
@@ -209,9 +209,16 @@ class Graph:
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         before, after = reads(self.model.graph, self.protos), reads(self.model.graph, nodes)
-        unread = {n for n in self._initializers if before[n] and not after[n] and n not in self.outputs | self.inputs}
+        unread = {
+            n for n in self._initializers if before[n] and not after[n] and n not in self.outputs | self.overridable
+        }
         _keep_only(model.graph.initializer, lambda t: t.name not in unread)
         model.graph.initializer.extend(self._new_tensors)
+        if self.model.ir_version < 4:
+            _keep_only(model.graph.input, lambda i: i.name not in unread)
+            model.graph.input.extend(
+                helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in self._new_tensors
+            )
         gone = {o for p in self._removed for o in self.protos[p].output} - {o for n in nodes for o in n.output}
         gone |= unread
         _keep_only(model.graph.value_info, lambda v: v.name not in gone)

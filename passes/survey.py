@@ -89,7 +89,7 @@ def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
 
 def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
     quantized = {a.tensor_name for a in graph.model.graph.quantization_annotation}
-    if graph.inputs.intersection(chain):
+    if graph.overridable.intersection(chain):
         return Why.OVERRIDABLE
     if graph.outputs.intersection(chain):
         return Why.IS_OUTPUT
