@@ -99,7 +99,8 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     _silero("silero_vad_op18_ifless", "7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28", "no If"),
     _silero("silero_vad_openvino_16k", "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87", "fixed"),
     Entry(
-        "magika", "magika", "1.0.3", "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803", "magika/models/standard_v3_3/model.onnx",
+        "magika", "magika", "1.0.3", "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803",
+        "magika/models/standard_v3_3/model.onnx",
         "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
         "Magika v3.3, 3 MB: Conv 512×256×5; bytes of 64 files", "file types", inputs.files, pictures=False,
     ),

@@ -64,8 +64,10 @@ def backgrounds() -> tuple[Image, ...]:
 
 
 def crops(rng: np.random.Generator, pictures: Sequence[Image], count: int, side: int) -> npt.NDArray[np.uint8]:
-    """Random square crops: pictures in turn, scale, flip, and brightness at random (count × side × side × 3)."""
-    return np.stack([_crop(rng, pictures[k % len(pictures)], side) for k in range(count)])
+    """Random square crops (count × side × side × 3): every picture equally often, in random order; scale, flip,
+    brightness at random."""
+    rounds = [rng.permutation(len(pictures)) for _ in range(-(-count // len(pictures)))]
+    return np.stack([_crop(rng, pictures[k], side) for k in np.concatenate(rounds)[:count]])
 
 
 def _crop(rng: np.random.Generator, picture: Image, side: int) -> npt.NDArray[np.uint8]:

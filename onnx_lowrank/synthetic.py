@@ -53,7 +53,7 @@ def resolve_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, .
     """A complete shape for every input: what `shapes` says, then equal symbols, then defaults by rank and dtype.
 
     Raises:
-        SettingsError: a name that the model lacks; another rank or fixed dim than the model's; two sizes for one symbol.
+        SettingsError: a name that the model lacks; another rank or fixed dim than its own; two sizes for one symbol.
     """
     known = {spec.name: spec for spec in specs}
     bound: dict[str, int] = {}
@@ -128,7 +128,7 @@ def _integers(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator,
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype=spec.dtype)
     if "position" in name:
-        return np.broadcast_to(np.arange(shape[-1]), shape).astype(spec.dtype)
+        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype=spec.dtype)
     if _is_image(spec):
         return np.clip(128 + 48 * _noise(shape, _smooth_axes(spec), rng), 0, 255).astype(spec.dtype)
     top = min(vocabulary, int(np.iinfo(spec.dtype).max) + 1)

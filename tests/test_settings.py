@@ -1,0 +1,34 @@
+"""Settings are checked where they are made, and a typo gets a suggestion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.settings import Settings
+
+
+def test_an_unknown_setting_gets_a_suggestion() -> None:
+    with pytest.raises(SettingsError, match="no setting is called 'max_los'; did you mean 'max_loss'"):
+        Settings.from_table({"max_los": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"max_loss": 0.0}, "max_loss is 0"),
+        ({"max_loss": float("nan")}, "max_loss is nan"),
+        ({"max_loss": 2.0}, "between 0 and 1"),
+        ({"require_speedup": 0.5}, "require_speedup is 0.5"),
+        ({"threads": 0}, "threads is 0"),
+        ({"samples": 0}, "samples is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"kinds": ("svdd",)}, "did you mean 'svd'"),
+        ({"kinds": ()}, "no kind is allowed"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Settings.from_table(table)

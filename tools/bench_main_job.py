@@ -1,0 +1,67 @@
+"""The main job on zoo models, as a user would run it: figures for docs/benchmarks.
+
+python tools/bench_main_job.py ZOO_FOLDER OUT.json [NAME …]
+
+ZOO_FOLDER holds NAME.onnx and NAME.npz (`onnx-lowrank zoo get NAME`, `tools/zoo_build.py`). Every model goes through
+`optimize` in a process of its own, with an empty latency cache, one thread, CPU provider, max loss 0.01; the peak
+memory is that process's. The rewritten models are left beside OUT.json's folder in `optimized/`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """One run of the command line; its JSON, with seconds and peak memory in megabytes."""
+    command = [sys.executable, "-m", "onnx_lowrank", "optimize", str(model), "-o", str(out), "--data", str(data)]
+    since = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run([*command, "--json", "--cache", cache], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - since
+    if done.returncode != 0:
+        return {"model": model.stem, "exit": done.returncode, "error": done.stderr.strip()[-300:]}
+    report = json.loads(done.stdout)
+    megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    timed = report["latency"][0] if report["latency"] else {}
+    return {
+        "model": model.stem,
+        "status": report["status"],
+        "verdict": report["verdict"],
+        "aa_ratio_ci": timed.get("aa_ratio_ci"),
+        "default_threads_ratio": report["latency"][1]["ratio"] if len(report["latency"]) > 1 else None,
+        "before": {k: report["model"]["before"][k] for k in ("bytes", "parameters", "macs")},
+        "after": {k: report["model"]["after"][k] for k in ("bytes", "parameters", "macs")},
+        "seconds": round(seconds, 1),
+        "stages": report["seconds"],
+        "peak_megabytes_so_far": round(megabytes),
+        "environment": report["environment"],
+    }
+
+
+def main() -> None:
+    """Run the models that are there, write the JSON after each."""
+    folder, target, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    outs = target.parent / "optimized"
+    outs.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = json.loads(target.read_text()) if target.exists() else []
+    for model in sorted(folder.glob("*.onnx")):
+        data = model.with_suffix(".npz")
+        if (names and model.stem not in names) or not data.exists():
+            continue
+        row = optimize(model, data, outs / model.name)
+        rows = [*(r for r in rows if r["model"] != row["model"]), row]
+        target.write_text(json.dumps(rows, indent=1) + "\n")
+        verdict = row.get("verdict", {})
+        print(model.stem, row.get("status", row.get("error")), verdict.get("speedup"), verdict.get("loss"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

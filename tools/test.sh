@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that has to pass, from a clean clone with nothing but Python 3.11 or later: lint, format, types, tests.
+# Arguments go to pytest. PYTHON chooses the interpreter that .venv is made with.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=.venv
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore PIP_RETRIES=10 PIP_TIMEOUT=60
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+    "${PYTHON:-python3}" -m venv --clear "$venv"
+fi
+"$venv/bin/python" -m pip install --quiet --editable '.[cpu,dev]'
+
+"$venv/bin/ruff" check --quiet
+"$venv/bin/ruff" format --check --quiet
+"$venv/bin/mypy" --no-error-summary
+exec "$venv/bin/python" -m pytest "$@"
