@@ -18,7 +18,7 @@ from onnx_lowrank.models.packages import Wheel, fetch, read_member
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["backgrounds", "crops", "photographs", "require_pillow"]
+__all__ = ["backgrounds", "crops", "held_out", "photographs", "require_pillow"]
 
 _SKIMAGE: Final = Wheel(
     "scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
@@ -28,8 +28,8 @@ _SKLEARN: Final = Wheel(
     "scikit-learn", "1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
     platform="manylinux_2_28_x86_64",
 )  # fmt: skip
-# The wheels' hashes pin the pictures. `held_out` are the backgrounds that tools/zoo_eval.py draws its pages on.
-_HELD_OUT: Final = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+# The wheels' hashes pin the pictures. _HELD_OUT are the backgrounds that tools/zoo_eval.py draws its pages on.
+_HELD_OUT: Final = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
 _OTHERS: Final = (
     "motorcycle_left.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "coins.png", "moon.png",
     "grass.png", "gravel.png", "brick.png",
@@ -61,6 +61,11 @@ def photographs() -> tuple[Image, ...]:
 def backgrounds() -> tuple[Image, ...]:
     """The 12 photographs that no evaluation uses as a background."""
     return tuple(picture for name, picture in _load().items() if name not in _HELD_OUT)
+
+
+def held_out() -> tuple[Image, ...]:
+    """The 4 photographs that evaluations draw their pages on."""
+    return tuple(_load()[name] for name in _HELD_OUT)
 
 
 def crops(rng: np.random.Generator, pictures: Sequence[Image], count: int, side: int) -> npt.NDArray[np.uint8]:

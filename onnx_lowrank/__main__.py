@@ -1,5 +1,20 @@
-"""`python -m onnx_lowrank`."""
+"""Entry point of `onnx-lowrank` and `python -m onnx_lowrank`: light, so that Ctrl-C is caught from the start."""
 
-from onnx_lowrank.cli import main
+from __future__ import annotations
 
-main()
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; an interrupt while it is being imported ends as every other one does."""
+    try:
+        from onnx_lowrank import cli
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr, flush=True)
+        os._exit(130)  # nothing to clean up yet, and an import broken off may make a plain exit end by signal
+    sys.exit(cli.run())
+
+
+if __name__ == "__main__":
+    main()

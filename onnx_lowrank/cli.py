@@ -234,8 +234,8 @@ def _interrupted(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main() -> NoReturn:
-    """Entry point: every error is one line and an exit code, a traceback only with -v."""
+def run() -> int:
+    """Parse and run; every error is one line and an exit code, a traceback only with -v."""
     signal.signal(signal.SIGTERM, _interrupted)
     verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
     try:
@@ -258,8 +258,7 @@ def main() -> NoReturn:
         code = _report_error("out of memory; give smaller samples (--shape, --data)", 2, verbose)
     except OSError as fault:
         code = _report_error(f"{fault.filename or 'file system'}: {fault.strerror or fault}", 2, verbose)
-    sys.stdout.flush()
-    sys.exit(code)
+    return code
 
 
 def _report_error(message: str, code: int, verbose: bool) -> int:

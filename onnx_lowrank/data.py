@@ -187,7 +187,7 @@ def _stream(
 
 def _user_fault(fault: BaseException, where: str, file: str) -> DataError:
     frames = traceback.extract_tb(fault.__traceback__)
-    frame = next((f for f in reversed(frames) if not file or f.filename == file), None)
+    frame = next((f for f in reversed(frames) if not file or Path(f.filename) == Path(file).absolute()), None)
     if isinstance(fault, SyntaxError) and fault.filename:
         place = f"{fault.filename}:{fault.lineno}"
     else:
@@ -436,7 +436,7 @@ def _extract(path: Path, names: list[str], folder: Path) -> dict[str, Path]:
     with _reading(path), zipfile.ZipFile(path) as archive:
         for name, file in files.items():
             with archive.open(f"{name}.npy") as stream, file.open("wb") as out:
-                shutil.copyfileobj(stream, out, 1 << 20)
+                shutil.copyfileobj(stream, out, 1 << 16)
     return files
 
 
@@ -461,6 +461,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as fault:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as fault:
         text = " ".join(str(fault).split())
         raise DataError(f"{path}: cannot be read, damaged or not numpy's ({text}); save it again") from None

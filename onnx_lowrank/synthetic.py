@@ -130,7 +130,7 @@ def _integers(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator,
     if "position" in name:
         return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype=spec.dtype)
     if _is_image(spec):
-        return np.clip(128 + 48 * _noise(shape, _smooth_axes(spec), rng), 0, 255).astype(spec.dtype)
+        return np.asarray(np.clip(128 + 48 * _noise(shape, _smooth_axes(spec), rng), 0, 255), dtype=spec.dtype)
     top = min(vocabulary, int(np.iinfo(spec.dtype).max) + 1)
     return rng.integers(0, max(top, 1), size=shape).astype(spec.dtype)
 

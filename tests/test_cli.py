@@ -146,7 +146,7 @@ def test_a_plan_for_another_graph_is_refused(tmp_path: Path) -> None:
     assert "512×512 in the plan" in done.stderr
 
 
-@pytest.mark.parametrize("wait", [0.8, 1.6, 2.4, 3.2])
+@pytest.mark.parametrize("wait", [0.15, 0.4, 0.8, 1.6, 2.4, 3.2])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, wait: float) -> None:
     wide_model(tmp_path / "wide.onnx", layers=6)
     (tmp_path / "out.onnx").write_bytes(b"the previous one")

@@ -192,7 +192,7 @@ def test_another_dtype_is_refused_with_the_conversion() -> None:
     np.savez("x.npz", image=X.astype(np.float64))
     assert "input 'image' is float64" in opening("x.npz")
     assert ".astype('float32')" in opening("x.npz")
-    assert ".astype('object')" in message([{"text": np.zeros(1)}], TEXT)
+    assert ".astype(object)" in message([{"text": np.zeros(1)}], TEXT)
 
 
 def test_another_rank_or_fixed_dim_is_refused() -> None:
@@ -227,7 +227,7 @@ def test_values_that_are_not_finite_are_refused_with_file_input_and_sample(bad: 
 def test_a_fault_in_a_spooled_stream_is_not_forgotten() -> None:
     source = open_source([IMAGE], iter([{"image": X}, {"image": X * np.float32(np.nan)}, {"image": X}]))
     for _ in range(2):
-        with pytest.raises(DataError, match="sample 1: .* NaN"):
+        with pytest.raises(DataError, match=r"sample 1: .* NaN"):
             list(source)
 
 
@@ -318,8 +318,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_samples() -> None:
     for count in (20, 200):
         np.savez_compressed(f"{count}.npz", image=np.ones((count, 3, 64, 64), np.float32))
     peak("20.npz")
-    assert peak("200.npz") < peak("20.npz") + 50_000  # one sample is 49 kB
-    assert peak(feeds(200)) < peak(feeds(20)) + 50_000
+    assert peak("200.npz") < peak("20.npz") + 200_000  # four samples; growth would show as 180
+    assert peak(feeds(200)) < peak(feeds(20)) + 200_000
 
 
 def test_temporary_files_go_with_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Everything that has to pass, from a clean clone with nothing but Python 3.11 or later: lint, format, types, tests.
-# Arguments go to pytest. PYTHON chooses the interpreter that .venv is made with.
+# Arguments go to pytest. PYTHON chooses the interpreter that .venv is made with. Where CI is set and a virtual
+# environment is active already, that one is used.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
+if [[ -n ${CI:-} && -n ${VIRTUAL_ENV:-} ]]; then
+    venv=$VIRTUAL_ENV
+fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore PIP_RETRIES=10 PIP_TIMEOUT=60
 
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then

@@ -18,13 +18,13 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[Any] = []
+        layers: list[Any] = []  # a stage ends before its ReLU: only in place do the skips get the rectified maps
         last = 3
         for channels in _CHANNELS:
             if channels == 0:
                 layers.append(nn.MaxPool2d(2, 2))
                 continue
-            layers += [nn.Conv2d(last, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [nn.Conv2d(last, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
             last = channels
         for number, (start, stop) in enumerate(_STAGES, 1):
             stage = nn.Sequential()

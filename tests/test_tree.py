@@ -1,0 +1,225 @@
+"""The shape of the source tree: layers, sizes, the built wheel, links of the documents."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FOLDERS: Final = ("onnx_lowrank", "passes", "models")
+
+LEVELS: Final[dict[str, int]] = {
+    # what everything may use
+    "errors": 0,
+    "settings": 0,
+    # arrays and values
+    "linalg": 1,
+    "moments": 1,
+    "sites": 1,
+    "timing": 1,
+    # what decides
+    "allocate": 2,
+    "fragment": 2,
+    "plan": 2,
+    # what knows onnx, GraphSurgeon, the runtime
+    "files": 3,
+    "graph": 3,
+    "protos": 3,
+    "runtime": 3,
+    "saving": 3,
+    "tensors": 3,
+    # what measures
+    "calibration": 4,
+    "data": 4,
+    "latency": 4,
+    "measure": 4,
+    "sensitivity": 4,
+    "synthetic": 4,
+    "validation": 4,
+    # one rewrite a file
+    "passes": 5,
+    "passes.conv_svd": 5,
+    "passes.dense": 5,
+    "passes.fold": 5,
+    "passes.linear": 5,
+    "passes.pivot": 5,
+    "passes.survey": 5,
+    "passes.svd": 5,
+    # what drives them
+    "compare": 6,
+    "outcome": 6,
+    "pipeline": 6,
+    "prepare": 6,
+    "report": 6,
+    "rewrite": 6,
+    "run": 6,
+    "verify": 6,
+    # facade, views, zoo
+    "": 7,
+    "models": 7,
+    "models.catalogue": 7,
+    "models.drawing": 7,
+    "models.get": 7,
+    "models.inputs": 7,
+    "models.packages": 7,
+    "models.photos": 7,
+    "models.speech": 7,
+    "terminal": 7,
+    # the command line
+    "__main__": 8,
+    "cli": 8,
+}
+"""Every module without its `onnx_lowrank.`; '' is the facade."""
+
+SHARED_BY_PASSES: Final = {
+    "passes.linear": {"passes.dense", "passes.pivot", "passes.svd"},
+    "passes.svd": {"passes", "passes.conv_svd"},
+    "passes.fold": {"passes.survey"},
+    "passes.conv_svd": {"passes"},
+    "passes.pivot": {"passes"},
+}
+"""Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
+
+SOLE_IMPORTER: Final = {"onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "click": "cli"}
+
+
+def _sources() -> dict[str, Path]:
+    """Files by module, without `onnx_lowrank.`; every file once, not through the links."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            parts = [] if folder == "onnx_lowrank" else [folder]
+            found[".".join(parts + ([] if path.stem == "__init__" else [path.stem]))] = path
+    return found
+
+
+SOURCES: Final = _sources()
+
+
+def _imports(module: str) -> Iterator[str]:
+    """Full names of the modules that a module imports, lazily and for type checks too."""
+    for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative import"
+            assert node.module is not None
+            yield from (_module_named(node.module, alias.name) for alias in node.names)
+
+
+def _module_named(module: str, name: str) -> str:
+    inside = f"{module}.{name}".removeprefix("onnx_lowrank.")
+    return f"onnx_lowrank.{inside}" if module.startswith("onnx_lowrank") and inside in SOURCES else module
+
+
+def _inner(module: str) -> set[str]:
+    names = {name for name in _imports(module) if name.partition(".")[0] == "onnx_lowrank"}
+    return {name.removeprefix("onnx_lowrank").removeprefix(".") for name in names}
+
+
+def test_every_module_has_a_level() -> None:
+    assert sorted(SOURCES) == sorted(LEVELS)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_down(module: str) -> None:
+    """A module imports from its own level or from below, lazily too."""
+    upward = {name for name in _inner(module) if LEVELS[name] > LEVELS[module]}
+    assert not upward, f"{module or 'onnx_lowrank'} (level {LEVELS[module]}) imports upward"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.partition(".")[0] == "passes"])
+def test_passes_stand_alone(module: str) -> None:
+    """A pass neither reaches the runtime, not even through others, nor imports another pass beyond SHARED_BY_PASSES."""
+    reached, queue = set[str](), [module]
+    while queue:
+        fresh = _inner(queue.pop()) - reached
+        reached |= fresh
+        queue += fresh
+    assert "runtime" not in reached
+    others = {name for name in _inner(module) if name.partition(".")[0] == "passes"}
+    assert not {name for name in others if module not in SHARED_BY_PASSES.get(name, set())}
+
+
+def test_only_the_command_line_imports_the_zoo() -> None:
+    importers = {m for m in SOURCES for name in _inner(m) if name.partition(".")[0] == "models"}
+    assert {name for name in importers if name.partition(".")[0] != "models"} <= {"cli"}
+
+
+@pytest.mark.parametrize("library", SOLE_IMPORTER)
+def test_one_importer_for_each_library(library: str) -> None:
+    importers = {m for m in SOURCES for name in _imports(m) if name.partition(".")[0] == library}
+    assert importers == {SOLE_IMPORTER[library]}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_sizes(module: str) -> None:
+    """No file above 300 lines, no function above 50."""
+    text = SOURCES[module].read_text(encoding="utf-8")
+    lines = len(text.splitlines())
+    assert lines <= 300
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not {f.name: n for f in functions if (n := (f.end_lineno or f.lineno) - f.lineno + 1) > 50}
+
+
+def test_the_wheel_is_exactly_the_tree(tmp_path: Path) -> None:
+    """Built through the source distribution, out of a copy: a `build/` left in the tree would leak into it."""
+    copy = tmp_path / "copy"
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*FOLDERS, "tests", "tools"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skip)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = {name for name in names if name.partition("/")[0].endswith(".dist-info")}
+    tree = {p.relative_to(ROOT).as_posix() for p in SOURCES.values()}
+    tree = {name if name.startswith("onnx_lowrank/") else f"onnx_lowrank/{name}" for name in tree}
+    assert names - info == tree | {"onnx_lowrank/py.typed"}
+    files = {name.partition("/")[2] for name in info}
+    assert files == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
+
+
+def _documents() -> list[str]:
+    return [p.relative_to(ROOT).as_posix() for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+
+
+@pytest.mark.parametrize("document", _documents())
+def test_documents_refer_to_files_that_exist(document: str) -> None:
+    """Relative links, and paths that are named from the root, such as `tools/test.sh`."""
+    path = ROOT / document
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", link)]
+    missing = [link for link in links if not (path.parent / link.partition("#")[0]).exists()]
+    prose = re.sub(r"\]\([^)]*\)", "]", text)
+    named = re.findall(r"(?<![\w/.-])(?:docs|tools|tests|passes|models|onnx_lowrank)/[\w./-]*\w", prose)
+    assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+def test_importing_does_not_load_the_runtime() -> None:
+    done = _python("import sys, onnx_lowrank; sys.exit('onnxruntime' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["passes", "models"])
+def test_mapped_folders_are_not_packages(name: str) -> None:
+    done = _python(f"import {name}")
+    assert done.returncode == 1
+    assert f"ImportError: import onnx_lowrank.{name}, not {name}" in done.stderr
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
