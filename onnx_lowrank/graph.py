@@ -78,6 +78,16 @@ class Graph:
         found = self._tensors.get(tensor)
         return self._position[id(found.inputs[0])] if found is not None and found.inputs else None
 
+    def smooth_outputs(self) -> list[str]:
+        """The graph's outputs, and in place of a Softmax or Sigmoid what enters it: it saturates, and hides errors."""
+        found = []
+        for output in self.model.graph.output:
+            position = self.producer(output.name)
+            node = None if position is None else self.protos[position]
+            squashed = node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
+            found.append(node.input[0] if node is not None and squashed else output.name)
+        return list(dict.fromkeys(found))
+
     def weight_chain(self, tensor: str) -> list[str] | None:
         """Names from a tensor back to its data through Identity, Transpose and Cast; None when it is computed."""
         chain = [tensor]

@@ -14,7 +14,7 @@ from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.prepare import Fit, Loaded, Progress, calibrate, load, measure
 from onnx_lowrank.rewrite import rewritten
-from onnx_lowrank.runtime import Feed, Session
+from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.sensitivity import sensitivities
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import References
@@ -53,15 +53,17 @@ class Run:
 
     def loss_of(self, decisions: tuple[Decision, ...]) -> float:
         """Measured loss of the built model on the held-out samples."""
-        return self._loss(decisions, self.references)
+        return self._loss(decisions, self.references, None)
 
     def probe_loss(self, decision: Decision) -> float:
-        """Loss on a few calibration samples when only one site is rewritten."""
-        return self._loss((decision,), self.probes)
+        """Loss on a few calibration samples, before a final Softmax, when only one site is rewritten."""
+        return self._loss((decision,), self.probes, self.loaded.graph.smooth_outputs())
 
-    def _loss(self, decisions: tuple[Decision, ...], references: References) -> float:
+    def _loss(self, decisions: tuple[Decision, ...], references: References, outputs: list[str] | None) -> float:
         loaded = self.loaded
         model = rewritten(loaded.file, loaded.sites, self.fits, decisions)
+        if outputs is not None:
+            model = with_outputs(model, outputs)
         session = Session(model, provider=self.settings.provider, threads=0, folder=loaded.file.folder)
         return references.loss(session).value()
 
@@ -78,7 +80,9 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, nodes: Iterab
     references = References(original, loaded.held_out)
     seconds = _seconds(original, loaded.first)
     count = int(_PROBE_SECONDS / max(seconds * len(loaded.sites), 1e-9))
-    probes = References(original, list(itertools.islice(loaded.calibration, min(max(count, 4), 16))))
+    smooth = with_outputs(loaded.file.model, loaded.graph.smooth_outputs())
+    probed = Session(smooth, provider=settings.provider, threads=0, folder=loaded.file.folder)
+    probes = References(probed, list(itertools.islice(loaded.calibration, min(max(count, 4), 16))))
     clock("reference", 1, 1)
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     run = Run(loaded, settings, fits, references, clock, probes, table)

@@ -10,7 +10,6 @@ import random
 import re
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
 from onnx_lowrank.models import find, photos
-from onnx_lowrank.models.packages import fetch
+from onnx_lowrank.models.packages import fetch, read_member
 from onnx_lowrank.runtime import Session
 
 Box = tuple[float, ...]
@@ -98,7 +97,7 @@ def _boxes(output: Any, side: int) -> list[Box]:
     craft = output.shape[-1] == 2
     score = np.maximum(output[0, :, :, 0] / 0.7, output[0, :, :, 1] / 0.4) * 0.3 if craft else output[0, 0]
     large = ndimage.zoom(score, side / np.array(score.shape), order=1, mode="nearest", grid_mode=True)
-    parts, _ = ndimage.label(ndimage.binary_dilation(large > 0.3, np.ones((5, 9))), np.ones((3, 3)))
+    parts, _ = ndimage.label(ndimage.binary_dilation(large > 0.3, np.ones((5, 9), bool)), np.ones((3, 3)))
     areas = np.bincount(parts.ravel())[1:]
     slices = [where for where, area in zip(ndimage.find_objects(parts), areas, strict=True) if area > 60]
     return [(x.start, y.start, x.stop, y.stop) for y, x in slices]
@@ -133,7 +132,7 @@ def _render(rng: random.Random, noise: np.random.Generator, text: str, fonts: li
     ImageDraw.Draw(picture).text((6 - left, 7 - top), text, font=font, fill=(dark, dark // 2, dark))
     picture = picture.rotate(rng.uniform(-2.5, 2.5), resample=Image.Resampling.BICUBIC, fillcolor=paper)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.9)))
-    grain = noise.normal(0, noise.uniform(2, 34), (picture.height, picture.width, 3))
+    grain = noise.normal(0, rng.uniform(2, 34), (picture.height, picture.width, 3))
     return Image.fromarray((np.asarray(picture, np.float32) + grain).clip(0, 255).astype(np.uint8))
 
 
@@ -169,11 +168,13 @@ def _ppocr_alphabet(model: Path) -> list[str]:
 
 
 def _captcha_alphabet() -> list[str]:
-    """The longest list of one-letter strings that ddddocr's package spells out."""
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(fetch(find("ddddocr").wheel, Path(scratch))) as file:
-        trees = [ast.parse(file.read(name).decode("utf-8-sig")) for name in file.namelist() if name.endswith(".py")]
-    lists = [node.elts for tree in trees for node in ast.walk(tree) if isinstance(node, ast.List)]
-    return [str(ast.literal_eval(item)) for item in next(items for items in lists if len(items) == 8210)]
+    """The alphabet of common.onnx, as ddddocr's source spells it out (nothing of it is run)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = read_member(fetch(find("ddddocr").wheel, Path(scratch)), "ddddocr/charsets.py")
+    for statement in ast.parse(source.decode("utf-8-sig")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "CHARSET_BETA":
+            return [str(letter) for letter in ast.literal_eval(statement.value)]
+    sys.exit("no CHARSET_BETA in ddddocr's source")
 
 
 def _plain(text: str) -> str:
