@@ -1,59 +1,102 @@
-"""Low-rank factorisation: closed forms, exact errors at every rank."""
+"""Low-rank factorisation of linear maps: closed forms, and the exact error at every rank (ALGORITHMS §1)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Factorization:
+    """The best approximations of `y = W x` at every rank, from one decomposition.
+
+    The minimiser of `E‖Wx − Ŵx‖²` at rank r is `Ŵ = U_r U_rᵀ W`, with U the left singular vectors of `W S^½`
+    (SVD-LLM V2, arXiv 2503.12340; Eckart–Young in the metric of the data).
+
+    Attributes:
+        basis: U, N×R, orthonormal columns, largest variance first.
+        values: R squared singular values of `W S^½`, descending, not negative.
+        total: their sum, `tr(W S Wᵀ)`, the output's power.
+    """
+
     basis: Array
     values: Array
     total: float
 
     def error(self, rank: int) -> float:
+        """`E‖Wx − Ŵx‖²` at a rank: the sum of the values left out."""
         return float(self.values[rank:].sum())
 
     def relative(self, rank: int) -> float:
+        """`error` as a fraction of the output's power; 0 where there is no power."""
         return self.error(rank) / self.total if self.total > 0 else 0.0
 
     def pair(self, weight: Array, rank: int) -> tuple[Array, Array]:
-        u = self.basis[:, :rank]
-        return u, u.T @ weight
+        """Factors of `Ŵ`: left N×r with orthonormal columns, right r×K. `weight` is N×K."""
+        left = self.basis[:, :rank]
+        return left, left.T @ weight
 
 
 def factor_gram(gram: Array) -> Factorization:
-    v, u = scipy.linalg.eigh(gram)
-    v = np.clip(v[::-1], 0, None)
-    return Factorization(u[:, ::-1], v, float(v.sum()))
+    """Gram form: eigenvectors of the output's second moment `W S Wᵀ` (N×N). Needs no inverse and no input moments."""
+    values, vectors = scipy.linalg.eigh(gram)
+    clipped = np.clip(values[::-1], 0.0, None)
+    return Factorization(np.ascontiguousarray(vectors[:, ::-1]), clipped, float(clipped.sum()))
 
 
 def factor_input(weight: Array, second: Array) -> Factorization:
-    v, q = scipy.linalg.eigh(second)
-    d = (weight @ q) * np.sqrt(np.clip(v, 0, None))
-    u, s, _ = scipy.linalg.svd(d, full_matrices=False)
-    return Factorization(u, s**2, float((s**2).sum()))
+    """eigh form: `S = QΛQᵀ`, singular vectors of `W Q Λ^½`. For N > K; works when S (K×K) is singular.
+
+    `weight` is N×K. Never Cholesky: it fails or loses accuracy on near-singular S.
+    """
+    values, vectors = scipy.linalg.eigh(second)
+    scaled = (weight @ vectors) * np.sqrt(np.clip(values, 0.0, None))
+    basis, singular, _ = scipy.linalg.svd(scaled, full_matrices=False)
+    squared = singular**2
+    return Factorization(basis, squared, float(squared.sum()))
 
 
-def rank_revealing_rows(basis: Array, bound: float = 2.0) -> tuple[Any, Any, Array]:
-    n, r = basis.shape
-    _, _, p = scipy.linalg.qr(basis.T, pivoting=True, mode="economic")
-    piv, rest = p[:r].copy(), p[r:].copy()
-    c = np.linalg.solve(basis[piv].T, basis[rest].T).T
-    while c.size and np.abs(c).max() > bound:
-        i, j = np.unravel_index(np.abs(c).argmax(), c.shape)
-        piv[j], rest[i] = rest[i], piv[j]
-        c = np.linalg.solve(basis[piv].T, basis[rest].T).T
-    return piv, rest, c
+def rank_revealing_rows(basis: Array, bound: float = 2.0) -> tuple[Index, Index, Array]:
+    """Write all rows of a basis as combinations of r of them, no coefficient above `bound`.
+
+    QR with column pivoting of `basisᵀ` (PIFA, arXiv 2501.19090), then swaps of the pair with the largest
+    coefficient: each multiplies the pivots' determinant by more than `bound`, so they end (Gu & Eisenstat 1996).
+
+    Args:
+        basis: N×r, full column rank.
+
+    Returns:
+        pivots (r), the other rows (N−r), coefficients C (N−r)×r with `basis[rest] = C basis[pivots]`.
+    """
+    rank = basis.shape[1]
+    order = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[1].astype(np.intp)
+    pivots, rest = order[:rank].copy(), order[rank:].copy()
+    coefficients = _combinations(basis, pivots, rest)
+    while coefficients.size and np.abs(coefficients).max() > bound:
+        row, column = np.unravel_index(np.abs(coefficients).argmax(), coefficients.shape)
+        pivots[column], rest[row] = rest[row], pivots[column]
+        coefficients = _combinations(basis, pivots, rest)
+    return pivots, rest, coefficients
+
+
+def _combinations(basis: Array, pivots: Index, rest: Index) -> Array:
+    found: Array = scipy.linalg.solve(basis[pivots].T, basis[rest].T).T
+    return found
 
 
 def correct_bias(left: Array, bias: Array, output_mean: Array) -> Array:
-    d = output_mean - bias
-    return bias + d - left @ (left.T @ d)
+    """Bias that keeps the mean of the output: `b + (I − UUᵀ)(m − b)`.
+
+    Args:
+        left: U_r, N×r.
+        bias: b, N.
+        output_mean: m = Wμ + b, N.
+    """
+    linear = output_mean - bias
+    return output_mean - left @ (left.T @ linear)

@@ -1,35 +1,59 @@
+"""Second moments of activations, streamed in float64; no activation is kept."""
+
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.linalg import Array
+
+_CHUNK_BYTES = 64 << 20
 
 
-def rows(a, axis):
-    a = np.moveaxis(a, axis, -1)
-    return a.reshape(-1, a.shape[-1])
+def rows(activation: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
+    """An activation as positions × channels: the channel axis last, all others flattened."""
+    moved = np.moveaxis(activation, axis, -1)
+    return moved.reshape(-1, moved.shape[-1])
 
 
 class Moments:
-    def __init__(self, width):
+    """Count, mean and second moment of vectors of `width` channels."""
+
+    def __init__(self, width: int) -> None:
         self.count = 0
-        self._s = np.zeros(width)
-        self._m = np.zeros((width, width))
+        self._sum = np.zeros(width)
+        self._products = np.zeros((width, width))
 
-    def add(self, x):
-        x = np.asarray(x, np.float64)
-        if not np.isfinite(x.sum()):
-            raise ValueError("not finite")
-        self.count += len(x)
-        self._s += x.sum(0)
-        self._m += x.T @ x
+    def add(self, vectors: npt.NDArray[Any]) -> None:
+        """Accumulate vectors (P×width, any float dtype), a chunk at a time.
+
+        Raises:
+            ValueError: an entry is NaN or infinite, or its square is.
+        """
+        step = max(1, _CHUNK_BYTES // (8 * max(vectors.shape[1], 1)))
+        for start in range(0, len(vectors), step):
+            chunk = vectors[start : start + step].astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                products = chunk.T @ chunk
+            if not np.isfinite(np.trace(products)):
+                raise ValueError("its values are not finite")
+            self.count += len(chunk)
+            self._sum += chunk.sum(axis=0)
+            self._products += products
 
     @property
-    def mean(self):
-        return self._s / self.count
+    def mean(self) -> Array:
+        """E[x], width."""
+        return self._sum / max(self.count, 1)
 
     @property
-    def second(self):
-        return self._m / self.count
+    def second(self) -> Array:
+        """E[xxᵀ], width×width."""
+        return self._products / max(self.count, 1)
 
     @property
-    def covariance(self):
+    def covariance(self) -> Array:
+        """E[xxᵀ] − E[x]E[x]ᵀ, width×width."""
         return self.second - np.outer(self.mean, self.mean)

@@ -25,7 +25,7 @@ def test_a_linear_model_of_the_loss_is_recovered_exactly() -> None:
         assert decision.rank is not None
         return truth[decision.node] * errors[(decision.node, decision.rank)]
 
-    assert sensitivities(given, loss_of, lambda done, total: None) == pytest.approx(truth)
+    assert sensitivities(given, loss_of, lambda *_: None) == pytest.approx(truth)
     assert [(d.node, d.rank) for d in probed] == [("a", 32), ("b", 32)]  # the errors nearest to 0.01
 
 
@@ -33,4 +33,4 @@ def test_a_site_without_candidates_costs_no_probe() -> None:
     def never(decision: Decision) -> float:
         raise AssertionError(decision)
 
-    assert sensitivities([choices("a", [])], never, lambda done, total: None) == {}
+    assert sensitivities([choices("a", [])], never, lambda *_: None) == {}

@@ -1,0 +1,90 @@
+"""Theory is the oracle: Eckart–Young gives equalities, rounding is the only tolerance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_lowrank.linalg import Array, correct_bias, factor_gram, factor_input, rank_revealing_rows
+
+EPS = float(np.finfo(np.float64).eps)
+SIZES = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 80), st.integers(0, 2**32 - 1))
+
+
+def problem(n: int, k: int, positions: int, seed: int) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((positions, k)) * 10.0 ** rng.uniform(-2, 2, k)
+    return rng.standard_normal((n, k)), x, x.T @ x / positions
+
+
+def measured(weight: Array, approximation: Array, x: Array) -> float:
+    return float(np.mean(np.sum((x @ (weight - approximation).T) ** 2, axis=1)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES)
+def test_the_predicted_error_is_the_measured_one_at_every_rank(sizes: tuple[int, int, int, int]) -> None:
+    weight, x, second = problem(*sizes)
+    for found in (factor_gram(weight @ second @ weight.T), factor_input(weight, second)):
+        for rank in range(len(found.values) + 1):
+            left, right = found.pair(weight, rank)
+            slack = 64 * len(weight) * EPS * found.total
+            assert measured(weight, left @ right, x) == pytest.approx(found.error(rank), abs=slack)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES)
+def test_both_forms_agree(sizes: tuple[int, int, int, int]) -> None:
+    weight, _, second = problem(*sizes)
+    gram, whitened = factor_gram(weight @ second @ weight.T), factor_input(weight, second)
+    slack = 64 * max(weight.shape) * EPS * gram.total
+    shared = min(len(gram.values), len(whitened.values))
+    np.testing.assert_allclose(gram.values[:shared], whitened.values[:shared], atol=slack)
+
+
+def test_no_other_matrix_of_that_rank_is_nearer() -> None:
+    weight, x, second = problem(12, 9, 200, 1)
+    left, right = factor_gram(weight @ second @ weight.T).pair(weight, 3)
+    best = measured(weight, left @ right, x)
+    rng = np.random.default_rng(2)
+    for scale in (1e-3, 1e-1, 1.0):
+        other = (left + scale * rng.standard_normal(left.shape)) @ (right + scale * rng.standard_normal(right.shape))
+        assert measured(weight, other, x) >= best
+
+
+def test_full_rank_gives_the_weight_back() -> None:
+    weight, _, second = problem(7, 11, 3, 3)  # S is singular: 3 positions, 11 dimensions
+    left, right = factor_gram(weight @ second @ weight.T).pair(weight, 7)
+    np.testing.assert_allclose(left @ right, weight, atol=32 * EPS * float(np.linalg.norm(weight)))
+
+
+def test_silence_has_no_error() -> None:
+    found = factor_gram(np.zeros((4, 4)))
+    assert [found.relative(rank) for rank in range(5)] == [0.0] * 5
+
+
+def test_the_corrected_bias_keeps_the_mean_and_beats_every_other() -> None:
+    weight, x, _ = problem(8, 6, 100, 4)
+    x = x + 3.0
+    bias = np.arange(8.0)
+    outputs = x @ weight.T + bias
+    left, right = factor_gram(np.cov(outputs.T, bias=True)).pair(weight, 2)
+    corrected = correct_bias(left, bias, outputs.mean(axis=0))
+    residual = outputs - (x @ (left @ right).T + corrected)
+    np.testing.assert_allclose(residual.mean(axis=0), 0, atol=1e4 * EPS * np.abs(outputs).max())
+    assert np.sum(residual**2) <= np.sum((residual + corrected - bias) ** 2)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(2, 40), st.data(), st.integers(0, 2**32 - 1))
+def test_pivot_rows_reproduce_the_basis_with_bounded_coefficients(n: int, data: st.DataObject, seed: int) -> None:
+    rank = data.draw(st.integers(1, n))
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, rank)))[0]
+    pivots, rest, coefficients = rank_revealing_rows(basis)
+    assert sorted([*pivots, *rest]) == list(range(n))
+    assert np.abs(coefficients).max(initial=0.0) <= 2.0
+    # |C| ≤ 2 bounds the pivots' condition number by sqrt(1 + 4 r (n − r)).
+    slack = 64 * n * EPS * (1 + 4 * rank * (n - rank)) ** 0.5
+    np.testing.assert_allclose(coefficients @ basis[pivots], basis[rest], atol=slack)
