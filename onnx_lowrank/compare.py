@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import measure
-from onnx_lowrank.data import InputSpec, open_source
+from onnx_lowrank.data import open_source
 from onnx_lowrank.errors import DataError, ModelError, SettingsError
 from onnx_lowrank.files import read_model
+from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.report import environment
 from onnx_lowrank.runtime import Session

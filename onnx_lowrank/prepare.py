@@ -14,11 +14,12 @@ import numpy as np
 
 from onnx_lowrank.allocate import Candidate, Choices, rank_grid, right_edges
 from onnx_lowrank.calibration import collect, factorize
-from onnx_lowrank.data import InputSpec, Source, open_source, split
+from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Fragment, Kind
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.linalg import Array, Factorization
 from onnx_lowrank.passes import KINDS

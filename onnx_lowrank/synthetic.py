@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx_lowrank.errors import SettingsError
 
 if TYPE_CHECKING:
-    from onnx_lowrank.data import InputSpec
+    from onnx_lowrank.inputs import InputSpec
 
 Array = npt.NDArray[Any]
 

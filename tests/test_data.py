@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.data import InputSpec, Source, open_source, split
+from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, SettingsError
+from onnx_lowrank.inputs import InputSpec
 
 IMAGE = InputSpec("image", np.dtype(np.float32), ("n", 3, "h", "w"))
 IDS = InputSpec("ids", np.dtype(np.int64), (None, "seq"))

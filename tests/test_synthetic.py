@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lowrank.data import InputSpec, open_source
+from onnx_lowrank.data import open_source
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.synthetic import resolve_shapes, synthesize
 
 

@@ -40,10 +40,13 @@ LEVELS: Final[dict[str, int]] = {
     # what measures
     "calibration": 4,
     "data": 4,
+    "inputs": 4,
     "latency": 4,
+    "loaders": 4,
     "measure": 4,
     "sensitivity": 4,
     "synthetic": 4,
+    "tables": 4,
     "validation": 4,
     # one rewrite a file
     "passes": 5,
