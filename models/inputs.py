@@ -14,10 +14,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.models import drawing, photos, speech
+from onnx_lowrank.models import drawing, photos, speech, text
 from onnx_lowrank.runtime import Session
 
-__all__ = ["Inputs", "captchas", "files", "pages", "photo_crops", "speech_windows", "text_lines", "turned_lines"]
+__all__ = [
+    *("Inputs", "captchas", "files", "pages", "photo_crops", "speech_windows", "text_lines"),
+    *("token_passages", "turned_lines"),
+]
 
 Inputs = dict[str, npt.NDArray[Any]]
 Maker = Callable[[Path], Inputs]
@@ -32,6 +35,12 @@ def photo_crops(_model: Path, *, name: str = "input", count: int = 64, side: int
     """Crops of photographs, in [0, 1], channels last."""
     pixels = photos.crops(np.random.default_rng(_SEED), photos.photographs(), count, side)
     return {name: pixels.astype(np.float32) / np.float32(255)}
+
+
+def token_passages(_model: Path, *, count: int = 64, length: int = 64) -> Inputs:
+    """Passages of English docstrings as BERT token ids, without padding."""
+    ids = text.passages(count, length)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def pages(_model: Path, *, name: str = "x", count: int = 24, side: int = 384) -> Inputs:

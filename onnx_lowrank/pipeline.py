@@ -33,7 +33,7 @@ def analyze(
     settings, clock = Settings.from_table(choices), Clock(progress)
     run = start(Path(model), data, settings, clock)
     plan = decide_plan(run, _data_names(data))
-    race = race_files([run.loaded.file.path], run.loaded, settings, settings.threads)
+    race = race_files([run.loaded.file.path] * 2, run.loaded, settings, settings.threads, seconds=5.0)
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)

@@ -76,6 +76,7 @@ LEVELS: Final[dict[str, int]] = {
     "models.packages": 7,
     "models.photos": 7,
     "models.speech": 7,
+    "models.text": 7,
     "terminal": 7,
     # the command line
     "__main__": 8,

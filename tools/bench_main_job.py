@@ -10,7 +10,7 @@ memory is that process's. The rewritten models are left beside OUT.json's folder
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,13 +23,16 @@ def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """One run of the command line; its JSON, with seconds and peak memory in megabytes."""
     command = [sys.executable, "-m", "onnx_lowrank", "optimize", str(model), "-o", str(out), "--data", str(data)]
     since = time.perf_counter()
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run([*command, "--json", "--cache", cache], capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - since
-    if done.returncode != 0:
-        return {"model": model.stem, "exit": done.returncode, "error": done.stderr.strip()[-300:]}
-    report = json.loads(done.stdout)
-    megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    with tempfile.TemporaryDirectory() as scratch:
+        answer, errors = Path(scratch, "report.json"), Path(scratch, "errors")
+        with answer.open("w") as stdout, errors.open("w") as stderr:
+            child = subprocess.Popen([*command, "--json", "--cache", scratch], stdout=stdout, stderr=stderr)
+            _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - since
+        if child.returncode != 0:
+            return {"model": model.stem, "exit": child.returncode, "error": errors.read_text().strip()[-300:]}
+        report = json.loads(answer.read_text())
     timed = report["latency"][0] if report["latency"] else {}
     return {
         "model": model.stem,
@@ -41,7 +44,7 @@ def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "after": {k: report["model"]["after"][k] for k in ("bytes", "parameters", "macs")},
         "seconds": round(seconds, 1),
         "stages": report["seconds"],
-        "peak_megabytes_so_far": round(megabytes),
+        "peak_megabytes": round(usage.ru_maxrss / 1024),
         "environment": report["environment"],
     }
 
