@@ -134,4 +134,9 @@ def decide_plan(run: Run, data: tuple[str, ...]) -> Plan:
 
 def _point(decisions: tuple[Decision, ...], predicted: float, loss: float) -> dict[str, float]:
     ms = sum(d.ms_after or d.ms_before or 0.0 for d in decisions)
-    return {"rewritten": sum(d.kind is not None for d in decisions), "ms": ms, "predicted": predicted, "loss": loss}
+    return {
+        "rewritten": sum(d.kind is not None for d in decisions),
+        "ms": ms,
+        "predicted": predicted,
+        "loss": min(loss, 1e30),
+    }
