@@ -65,7 +65,7 @@ def replace(monkeypatch: pytest.MonkeyPatch, entry: Entry, **changes: Any) -> No
 
 def test_names_are_unique_and_usable_as_file_names() -> None:
     names = [entry.name for entry in CATALOGUE]
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13
     assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in names)
 
 
