@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx_lowrank.compare import Comparison, compare
     from onnx_lowrank.errors import LowRankError
-    from onnx_lowrank.pipeline import analyze, apply, optimize
+    from onnx_lowrank.pipeline import analyze, apply, optimize, sweep
     from onnx_lowrank.plan import Plan
     from onnx_lowrank.report import Report
     from onnx_lowrank.settings import Settings
 
 __version__ = "0.1.0"
 
-__all__ = ["Comparison", "LowRankError", "Plan", "Report", "Settings", "analyze", "apply", "compare", "optimize"]
+__all__ = [
+    "Comparison",
+    "LowRankError",
+    "Plan",
+    "Report",
+    "Settings",
+    "analyze",
+    "apply",
+    "compare",
+    "optimize",
+    "sweep",
+]
 
 _HOMES = {
     **dict.fromkeys(("Comparison", "compare"), "compare"),
-    **dict.fromkeys(("analyze", "apply", "optimize"), "pipeline"),
+    **dict.fromkeys(("analyze", "apply", "optimize", "sweep"), "pipeline"),
     "LowRankError": "errors",
     "Plan": "plan",
     "Report": "report",

@@ -1,12 +1,28 @@
-"""Which site gets which rank: pure functions over exact errors and measured milliseconds."""
+"""Which site gets which rank: a multiple-choice knapsack over estimated losses and measured milliseconds.
+
+Pure functions. Every site becomes one of its candidates or stays dense (ALGORITHMS §4).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
 
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Why
+
+Cost = Literal["ms", "macs", "weights"]
+"""What a plan saves: milliseconds, multiply-adds of the timed sample, or stored weights."""
+
+Plans = list[tuple[float, tuple[Decision, ...]]]
+"""Plans from mild to aggressive, each with its predicted loss (the sum over the sites)."""
+
+_MILP_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +30,7 @@ class Candidate:
     """One kind at one rank for one site.
 
     `error` is the exact relative error of the site's own output, `ms` the measured time of the fragment, `loss` the
-    estimated loss of the model's outputs: `error` times the site's sensitivity.
+    estimated loss of the model's outputs, `macs` multiply-adds on the timed sample, `weights` stored numbers.
     """
 
     kind: str
@@ -22,113 +38,138 @@ class Candidate:
     error: float
     ms: float
     loss: float
+    macs: int = 0
+    weights: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a site can become. `dense` is the undecided decision; every candidate was measured faster than it."""
+    """What a site can become.
+
+    Attributes:
+        dense: the undecided decision.
+        candidates: each was measured faster than dense, and no larger rank of its kind is as fast.
+        timed: all that was timed, also what is not faster; for baselines that do not look at time.
+        macs, weights: of the dense weight.
+    """
 
     dense: Decision
     candidates: tuple[Candidate, ...]
+    timed: tuple[Candidate, ...] = ()
+    macs: int = 0
+    weights: int = 0
 
-    def weighted(self, sensitivity: float) -> Choices:
-        """The same candidates with their loss estimated as `sensitivity · error` (ALGORITHMS §4)."""
-        return Choices(self.dense, tuple(dataclasses.replace(c, loss=sensitivity * c.error) for c in self.candidates))
+    def cost(self, of: Cost) -> float:
+        """Cost of the dense weight."""
+        return float((self.dense.ms_before or 0.0) if of == "ms" else getattr(self, of))
+
+    def become(self, candidate: Candidate) -> Decision:
+        """The decision for a candidate."""
+        return dataclasses.replace(
+            self.dense,
+            kind=candidate.kind,
+            rank=candidate.rank,
+            ms_after=candidate.ms,
+            error=candidate.error,
+            loss=candidate.loss,
+        )
+
+    def stay(self) -> Decision:
+        """The decision for the dense weight, with the reason that holds when another plan was chosen."""
+        if self.dense.why is not None:
+            return self.dense
+        return self.dense.keep(Why.LOSS if self.candidates else Why.NOT_FASTER)
 
 
-def right_edges(ms: dict[int, float], noise: float) -> dict[int, float]:
-    """Keep the ranks at the right edge of each latency step (ALGORITHMS §3, rank quantisation).
+def frontier(choices: Sequence[Choices], of: Cost = "ms") -> Plans:
+    """Every plan of the Lagrangian sweep: at each price of loss in `of`, the best choice of every site.
 
-    A rank goes when a larger one is as fast within `noise` (a fraction): more rank for the same time.
-    `ms` maps rank to milliseconds.
+    A site's choices at falling prices are the corners of the lower convex hull of (cost, loss), so the whole
+    frontier is all hull edges of all sites, the cheapest loss per saving first.
     """
-    kept: dict[int, float] = {}
-    fastest_above = float("inf")
-    for rank in sorted(ms, reverse=True):
-        if ms[rank] * (1 + noise) < fastest_above:
-            kept[rank] = ms[rank]
-            fastest_above = ms[rank]
-    return dict(sorted(kept.items()))
+    steps = []
+    for index, choice in enumerate(choices):
+        at = (choice.cost(of), 0.0)
+        for candidate in _hull(choice, of):
+            slope = (candidate.loss - at[1]) / (at[0] - getattr(candidate, of))
+            steps.append((slope, index, candidate))
+            at = (float(getattr(candidate, of)), candidate.loss)
+    chosen: list[Decision] = [choice.stay() for choice in choices]
+    plans: Plans = []
+    for _, index, candidate in sorted(steps, key=lambda step: step[:2]):
+        chosen[index] = choices[index].become(candidate)
+        plans.append((predicted_loss(chosen), tuple(chosen)))
+    return plans
 
 
-def rank_grid(max_rank: int, points: int = 10, tile: int = 16) -> tuple[int, ...]:
-    """Ranks worth timing up to `max_rank`: about `points` multiples of `tile`, and one between two of them.
-
-    Below one tile the grid is fine. The ranks between two multiples show
-    whether the hardware has steps at all; where it has, `right_edges` removes them.
-    """
-    if max_rank < 1:
-        return ()
-    fine = [r for r in (1, 2, 3, 4, 6, 8, 12) if r <= min(max_rank, tile)]
-    step = max(tile, round(max_rank / points / tile) * tile)
-    coarse = list(range(step, max_rank + 1, step))
-    between = [r + tile // 2 for r in coarse[::3] if r + tile // 2 <= max_rank]
-    last = [max_rank // tile * tile] if max_rank >= tile else [max_rank]
-    return tuple(sorted({*fine, *coarse, *between, *last}))
-
-
-def decide(choices: Choices, level: float, total_ms: float) -> Decision:
-    """What one site becomes at a common level: the output loss that is paid for the whole of `total_ms`.
-
-    A candidate that saves a share of `total_ms` is worth `level · share` of loss; the best bargain wins, dense with
-    a reason when there is none. (The Lagrangian form of the knapsack, ALGORITHMS §4.)
-    """
-    dense = choices.dense
-    if dense.why is not None:
-        return dense
-    if not choices.candidates:
-        return dense.keep(Why.NOT_FASTER)
-
-    def bargain(candidate: Candidate) -> float:
-        return level * ((dense.ms_before or 0.0) - candidate.ms) / total_ms - candidate.loss
-
-    best = max(choices.candidates, key=lambda c: (bargain(c), -c.ms, c.kind, c.rank))
-    if bargain(best) <= 0:
-        return dense.keep(Why.LOSS)
-    return dataclasses.replace(dense, kind=best.kind, rank=best.rank, ms_after=best.ms, error=best.error)
+def _hull(choice: Choices, of: Cost) -> list[Candidate]:
+    """Candidates at the corners of the lower convex hull of (cost, loss), dense at its end; the mildest first."""
+    corners: list[Candidate] = []
+    start = (choice.cost(of), 0.0)
+    cheaper = [c for c in choice.candidates if getattr(c, of) < start[0]]
+    for candidate in sorted(cheaper, key=lambda c: (-getattr(c, of), c.loss, c.kind, c.rank)):
+        while corners and candidate.loss <= corners[-1].loss:
+            corners.pop()
+        while corners:
+            before = (getattr(corners[-2], of), corners[-2].loss) if len(corners) > 1 else start
+            last = (getattr(corners[-1], of), corners[-1].loss)
+            here = (getattr(candidate, of), candidate.loss)
+            if (last[1] - before[1]) * (before[0] - here[0]) < (here[1] - before[1]) * (before[0] - last[0]):
+                break
+            corners.pop()
+        if not corners or getattr(candidate, of) < getattr(corners[-1], of):
+            corners.append(candidate)
+    return corners
 
 
-def decide_all(choices: Sequence[Choices], level: float) -> tuple[Decision, ...]:
-    """`decide` for every site at one common level."""
-    total = sum(c.dense.ms_before or 0.0 for c in choices) or 1.0
-    return tuple(decide(c, level, total) for c in choices)
+def predicted_loss(decisions: Sequence[Decision]) -> float:
+    """Sum of the sites' estimated losses."""
+    return float(sum(d.loss or 0.0 for d in decisions))
 
 
-def frontier(choices: Sequence[Choices]) -> list[tuple[float, tuple[Decision, ...]]]:
-    """The distinct plans from cheap to costly loss, each with its predicted loss (sum over the sites)."""
-    losses = {(c.dense.node, k.kind, k.rank): k.loss for c in choices for k in c.candidates}
-    found: dict[tuple[Decision, ...], float] = {}
-    for step in range(-320, 81):
-        decisions = decide_all(choices, 10.0 ** (step / 40))
-        found[decisions] = sum(losses[(d.node, d.kind, d.rank)] for d in decisions if d.kind and d.rank)
-    return [(loss, decisions) for decisions, loss in found.items() if any(d.kind for d in decisions)]
+def predicted_ms(decisions: Sequence[Decision]) -> float:
+    """Milliseconds that the rewritten sites save."""
+    return float(sum((d.ms_before or 0.0) - (d.ms_after or 0.0) for d in decisions if d.kind is not None))
 
 
-def search(
-    plans: Sequence[tuple[float, tuple[Decision, ...]]],
-    measured_loss: Callable[[tuple[Decision, ...]], float],
-    limit: float,
-    *,
-    rounds: int = 10,
+def settle(
+    choices: Sequence[Choices], *, least: Cost | Literal["loss"], limited: Cost | Literal["loss"], limit: float
 ) -> tuple[Decision, ...] | None:
-    """The furthest plan whose *measured* loss stays within `limit`; None when none was found to.
+    """One target, solved as a whole: the plan with the least sum of `least` whose sum of `limited` is in `limit`.
 
-    The additive model proposes, built models answer, and every answer corrects the model's scale. A proposal
-    outside the bracket of what was measured becomes the middle of the bracket.
+    None when no plan is within the limit. Ties and gaps below 0.1 % are left as the solver finds them.
     """
-    holds, fails, scale = -1, len(plans), 1.0
-    for _ in range(rounds):
-        if fails - holds <= 1:
-            break
-        proposed = sum(predicted * scale <= limit for predicted, _ in plans) - 1
-        step = proposed if holds < proposed < fails else (holds + fails) // 2
-        predicted, decisions = plans[step]
-        loss = measured_loss(decisions)
-        if loss <= limit:
-            holds = step
-        else:
-            fails = step
-        if 0.97 * limit <= loss <= limit:
-            break
-        scale = loss / predicted if predicted > 0 and 0 < loss < float("inf") else scale
-    return plans[holds][1] if holds >= 0 else None
+    options: list[tuple[int, Candidate | None]] = []
+    for index, choice in enumerate(choices):
+        options.append((index, None))
+        options.extend((index, candidate) for candidate in choice.candidates)
+
+    def sums(of: Cost | Literal["loss"]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        def value(index: int, candidate: Candidate | None) -> float:
+            if candidate is not None:
+                return float(getattr(candidate, of))
+            return 0.0 if of == "loss" else choices[index].cost(of)
+
+        return np.array([value(*option) for option in options])
+
+    goal, bound = sums(least), sums(limited)
+    site = np.array([index for index, _ in options])
+    once = scipy.sparse.csr_array((np.ones(len(options)), (site, np.arange(len(options)))))
+    scale = max(abs(limit), 1e-12)
+    found = scipy.optimize.milp(
+        goal / max(goal.max(), 1e-12),
+        integrality=np.ones(len(options), np.int64),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=[
+            scipy.optimize.LinearConstraint(once, 1, 1),
+            scipy.optimize.LinearConstraint((bound / scale)[None, :], -np.inf, limit / scale),
+        ],
+        options={"mip_rel_gap": 1e-3, "time_limit": _MILP_SECONDS},
+    )
+    if found.x is None:
+        return None
+    chosen = [choice.stay() for choice in choices]
+    for taken, (index, candidate) in zip(found.x, options, strict=True):
+        if taken > 0.5 and candidate is not None:
+            chosen[index] = choices[index].become(candidate)
+    return tuple(chosen)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,18 @@ from onnx_lowrank.sites import Site
 _GROUP_BYTES = 512 << 20
 Tap = tuple[str, int]
 """A tensor and the axis of its channels: sites that read one tensor share its moments."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the calibration samples say about one site: the spectrum, and the mean of its output (N)."""
+
+    factorization: Factorization
+    mean: Array
+
+
+Fits = Mapping[str, Fit]
+"""By name of the site."""
 
 
 def collect(
@@ -76,14 +89,14 @@ def _groups(sites: Sequence[Site], bytes_of: Callable[[Site], int]) -> Iterator[
         yield group
 
 
-def factorize(site: Site, moments: Moments) -> tuple[Factorization, Array]:
-    """The spectrum of a site, exact at every rank, and the mean of its output (N)."""
+def factorize(site: Site, moments: Moments) -> Fit:
+    """The spectrum of a site, exact at every rank, and the mean of its output."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     if site.tap == "output":
-        return factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T)), moments.mean
+        return Fit(factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T)), moments.mean)
     identity = _shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
-    return factor_input(weight, identity), weight @ moments.mean + site.bias_vector
+    return Fit(factor_input(weight, identity), weight @ moments.mean + site.bias_vector)
 
 
 def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
@@ -99,8 +112,8 @@ def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
     return (1 - share) * second + share * white * (float(np.trace(second)) / power)
 
 
-def fitted(site: Site, factorization: Factorization, mean: Array, rank: int) -> tuple[Array, Array, Array]:
+def fitted(site: Site, fit: Fit, rank: int) -> tuple[Array, Array, Array]:
     """Factors and corrected bias of a site at a rank: left N×r, right r×K, bias N."""
-    left, right = factorization.pair(site.weight.astype(np.float64), rank)
+    left, right = fit.factorization.pair(site.weight.astype(np.float64), rank)
     bias = site.bias_vector
-    return left, right, correct_bias(left, bias, mean) if site.centred else bias
+    return left, right, correct_bias(left, bias, fit.mean) if site.centred else bias

@@ -3,80 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from onnx_lowrank import __version__, pipeline, terminal
+from onnx_lowrank.commands import cache, zoo
 from onnx_lowrank.compare import compare as compare_models
-from onnx_lowrank.errors import LowRankError, SettingsError
-from onnx_lowrank.settings import KIND_NAMES, default_cache
-
-_PATH = click.Path(path_type=Path)
-
-
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_data = click.option(
-    "--data",
-    "-d",
-    multiple=True,
-    metavar="SRC",
-    help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.",
-)
-_where = (
-    click.option("--provider", default=None, help="Execution provider that will run the model [default: cpu]."),
-    click.option("--threads", type=int, default=None, help="Intra-op threads of every timing [default: 1]."),
-    click.option("--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Shape of a synthetic input."),
-    click.option("--samples", type=int, default=None, help="Read at most so many samples [default: 256]."),
-    click.option("--seed", type=int, default=None, help="Seed of every random choice [default: 0]."),
-)
-_what = (
-    click.option(
-        "--max-loss", type=float, default=None, help="Largest relative squared error of the outputs [default: 0.01]."
-    ),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only nodes with such names. Repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No nodes with such names. Repeatable."),
-    click.option("--kinds", default=None, help=f"Ways to rewrite a site [default: {','.join(KIND_NAMES)}]."),
-    click.option("--plan-out", type=_PATH, help="Write the plan (JSON), to be reviewed and replayed by apply."),
-)
-_cache = click.option(
-    "--cache",
-    type=_PATH,
-    default=None,
-    help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache].",
-)
-_show = (
-    click.option("--report", "report_to", type=_PATH, help="Write the report as JSON."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
-    click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
-)
-_write = (
-    click.option("-o", "--output", "out", type=_PATH, required=True, help="Where the result goes; never partial."),
-    click.option("--in-place", is_flag=True, help="Allow OUT to be MODEL."),
-    click.option(
-        "--external-data/--embedded-data",
-        default=None,
-        help="Weights beside the model or inside [default: as the model has them].",
-    ),
-    click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
-)
+from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.options import (
+    CACHE,
+    DATA,
+    GOAL,
+    HOW,
+    PATH,
+    SHOW,
+    WHAT,
+    WHERE,
+    WRITE,
+    check_side_outputs,
+    numbers,
+    options,
+    split,
+    write_text,
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,137 +44,93 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model", type=_PATH)
-@_options(*_write, _data, *_what, *_where, _cache, *_show)
+@click.argument("model", type=PATH)
+@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, CACHE, *SHOW)
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
-    show, choices = _split(given)
-    _check_side_outputs(plan_out, show["report_to"])
+    show, choices = split(given)
+    check_side_outputs(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.optimize(model, out, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        _write_text(plan_out, report.plan.to_json())
+        write_text(plan_out, report.plan.to_json())
     _show_report(report, show)
 
 
 @cli.command()
-@click.argument("model", type=_PATH)
-@_options(_data, *_what, *_where, _cache, *_show)
+@click.argument("model", type=PATH)
+@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, CACHE, *SHOW)
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
-    show, choices = _split(given)
-    _check_side_outputs(plan_out, show["report_to"])
+    show, choices = split(given)
+    check_side_outputs(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.analyze(model, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        _write_text(plan_out, report.plan.to_json())
+        write_text(plan_out, report.plan.to_json())
     _show_report(report, show, analysis=True)
 
 
 @cli.command()
-@click.argument("plan", type=_PATH)
-@click.argument("model", type=_PATH)
-@_options(*_write, _data, _cache, *_show)
+@click.argument("plan", type=PATH)
+@click.argument("model", type=PATH)
+@options(*WRITE, DATA, CACHE, *SHOW)
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
-    show, choices = _split(given)
-    _check_side_outputs(None, show["report_to"])
+    show, choices = split(given)
+    check_side_outputs(None, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.apply(plan, model, out, data=data or None, progress=tick, command=_command(), **choices)
     _show_report(report, show)
 
 
 @cli.command()
-@click.argument("models", type=_PATH, nargs=-1, required=True)
-@_options(_data, *_where, *_show)
+@click.argument("models", type=PATH, nargs=-1, required=True)
+@options(DATA, *WHERE, *SHOW)
 def compare(models: tuple[Path, ...], data: tuple[str, ...], **given: Any) -> None:
     """Compare latency and outputs of any ONNX MODELS with the first."""
-    show, choices = _split(given)
-    _check_side_outputs(None, show["report_to"])
+    show, choices = split(given)
+    check_side_outputs(None, show["report_to"])
     comparison = compare_models(models, data=data or None, **choices)
     if show["report_to"] is not None:
-        _write_text(show["report_to"], json.dumps(comparison.to_dict(), indent=1) + "\n")
+        write_text(show["report_to"], json.dumps(comparison.to_dict(), indent=1) + "\n")
     if show["as_json"]:
         click.echo(json.dumps(comparison.to_dict()))
     else:
         terminal.show_comparison(comparison)
 
 
-@cli.group()
-def zoo() -> None:
-    """Real models to try it on, out of PyPI packages."""
+@cli.command()
+@click.argument("model", type=PATH)
+@options(
+    click.option("-o", "--output", "folder", type=PATH, required=True, help="Folder for the models."),
+    click.option("--losses", default="0.002,0.005,0.01,0.02,0.05", show_default=True, help="Limits, a model each."),
+    DATA, *HOW, *WHAT[:-1], *WHERE, CACHE, *SHOW,
+)  # fmt: skip
+def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
+    """Write several models along the Pareto frontier of MODEL, from one calibration."""
+    show, choices = split(given)
+    check_side_outputs(None, show["report_to"])
+    with terminal.progress(show["quiet"] or show["as_json"]) as tick:
+        reports = pipeline.sweep(
+            model, folder, losses=numbers(losses), data=data or None, progress=tick, command=_command(), **choices
+        )
+    table = [report.to_dict() for report in reports]
+    if show["report_to"] is not None:
+        write_text(show["report_to"], json.dumps(table, indent=1) + "\n")
+    if show["as_json"]:
+        click.echo(json.dumps(table))
+    else:
+        terminal.show_sweep(reports)
 
 
-@zoo.command("ls")
-def zoo_ls() -> None:
-    """List the models."""
-    from onnx_lowrank.models import CATALOGUE
-
-    terminal.show_catalogue(CATALOGUE)
-
-
-@zoo.command("get")
-@click.argument("name")
-@click.option("-o", "--output", "folder", type=_PATH, default=Path("zoo"), show_default=True, help="Folder for it.")
-def zoo_get(name: str, folder: Path) -> None:
-    """Download model NAME and make its real calibration inputs."""
-    from onnx_lowrank.models import get
-
-    fetched = get(name, folder)
-    click.echo(f"{fetched.model}\n{fetched.inputs}")
-    click.echo(f"try: onnx-lowrank optimize {fetched.model} -o {fetched.model.stem}-lr.onnx --data {fetched.inputs}")
-
-
-def _split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What concerns showing, and what the library takes; options that were not given are left out."""
-    show = {name: given.pop(name) for name in ("report_to", "as_json", "quiet", "verbose")}
-    choices = {name: value for name, value in given.items() if value is not None and value != ()}
-    if "kinds" in choices:
-        choices["kinds"] = tuple(kind.strip() for kind in choices["kinds"].split(",") if kind.strip())
-    if "shapes" in choices:
-        choices["shapes"] = dict(_shape(text) for text in choices["shapes"])
-    return show, choices
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, colon, sizes = text.rpartition(":")
-    try:
-        shape = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size)
-        if not colon or not name or any(size < 1 for size in shape):
-            raise ValueError
-    except ValueError:
-        raise SettingsError(f"--shape '{text}' is not of the form NAME:1,3,224,224") from None
-    return name, shape
-
-
-def _check_side_outputs(plan_out: Path | None, report_to: Path | None) -> None:
-    if report_to is not None and report_to.suffix != ".json":
-        raise SettingsError(f"--report {report_to}: reports are written as .json; give a name that ends so")
-    for path in (plan_out, report_to):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise SettingsError(f"{path}: cannot be written there; give a file in a folder that exists")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
-        Path(name).replace(path)
-    except OSError as fault:
-        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+cli.add_command(cache)
+cli.add_command(zoo)
 
 
 def _show_report(report: Any, show: dict[str, Any], *, analysis: bool = False) -> None:
     if show["report_to"] is not None:
-        _write_text(show["report_to"], json.dumps(report.to_dict(), indent=1) + "\n")
+        write_text(show["report_to"], json.dumps(report.to_dict(), indent=1) + "\n")
     if show["as_json"]:
         click.echo(json.dumps(report.to_dict()))
     else:

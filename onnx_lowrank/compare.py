@@ -13,6 +13,8 @@ from onnx_lowrank.errors import DataError, ModelError, SettingsError
 from onnx_lowrank.files import read_model
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.measure import Latency
+from onnx_lowrank.metrics import new_loss
+from onnx_lowrank.prepare import timing_feeds
 from onnx_lowrank.report import environment
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings
@@ -76,11 +78,14 @@ def compare(models: Sequence[str | Path], *, data: Any = None, **choices: Any) -
     files = [read_model(path) for path in paths]
     first = Session(paths[0], provider=settings.provider, threads=0)
     specs = [InputSpec(name, dtype, shape) for name, dtype, shape in first.inputs()]
-    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=settings.shapes)
-    feed = next(iter(source), None)
-    if feed is None:
+    shapes = settings.shapes[0] if settings.shapes and data is None else None
+    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=shapes)
+    sample = next(iter(source), None)
+    if sample is None:
         raise DataError(f"{source.description}: no samples; give at least one")
-    references = References(first, source)
+    feed = timing_feeds(specs, settings, sample)[0]
+    counter = new_loss(settings.metric, first.output_names, settings.output_weights)
+    references = References(first, source, counter)
     losses = [_loss(path, references, settings) for path in paths]
     latencies = measure.race(paths, feed, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     rows = [

@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
+from onnx_lowrank.constants import Constants, is_constant_op
 from onnx_lowrank.errors import PassError
-from onnx_lowrank.files import make_tensor, read_tensor
+from onnx_lowrank.files import make_tensor
 from onnx_lowrank.fragment import Fragment, X, Y
-from onnx_lowrank.protos import all_names, evaluated, outer_reads, plain_constant, reads, subgraphs, unique_names
-
-CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
-"""Operators through which a weight is followed to its data."""
+from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique_names
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.protos: list[onnx.NodeProto] = list(model.graph.node)
-        self._initializers = {t.name: t for t in model.graph.initializer}
-        self._constants = {n.output[0]: n for n in self.protos if n.op_type in CONSTANT_OPS and n.output}
+        self.constants = Constants(model, folder)
         self._surgeon = gs.import_onnx(_skeleton(model))
         self._originals: list[Any] = list(self._surgeon.nodes)
         self._position = {id(node): position for position, node in enumerate(self._originals)}
@@ -63,8 +59,6 @@ class Graph:
         self._tensors: dict[str, Any] = dict(self._surgeon.tensors())
         self._names = all_names(model)
         self.outputs = {o.name for o in model.graph.output}
-        # Before IR 4 every initializer is listed as an input, and none can be overridden.
-        self.overridable = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.names = unique_names(self.protos)
 
@@ -88,39 +82,6 @@ class Graph:
             found.append(node.input[0] if node is not None and squashed else output.name)
         return list(dict.fromkeys(found))
 
-    def weight_chain(self, tensor: str) -> list[str] | None:
-        """Names from a tensor back to its data through Identity, Transpose and Cast; None when it is computed."""
-        chain = [tensor]
-        while chain[-1] not in self._initializers:
-            node = self._constants.get(chain[-1])
-            if node is None or len(chain) > 16:
-                return None
-            if node.op_type == "Constant":
-                return chain
-            chain.append(node.input[0])
-        return chain
-
-    def constant(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of a constant tensor, evaluated through Identity, Transpose and Cast; None when it is computed."""
-        chain = self.weight_chain(tensor)
-        if chain is None:
-            return None
-        root = self._root_tensor(chain[-1])
-        if root is None:
-            return None
-        value = read_tensor(root, self.folder)
-        for name in reversed(chain[:-1]):
-            value = evaluated(self._constants[name], value)
-        return value
-
-    def _root_tensor(self, name: str) -> onnx.TensorProto | None:
-        initializer: onnx.TensorProto | None = self._initializers.get(name)
-        if initializer is not None:
-            return initializer
-        node = self._constants[name]
-        tensors: list[onnx.TensorProto] = [a.t for a in node.attribute if a.name == "value"]
-        return tensors[0] if tensors else plain_constant(node)
-
     def fresh(self, base: str) -> str:
         """A name that nothing in the model has; the one hand that gives out names."""
         name = next(
@@ -129,17 +90,18 @@ class Graph:
         self._names.add(name)
         return name
 
-    def apply(self, patch: Patch) -> None:
+    def apply(self, patch: Patch) -> dict[str, str]:
         """Check a patch and put its nodes in the place of the old ones.
+
+        Returns:
+            The tensor name that each local name of the fragment got.
 
         Raises:
             PassError: nodes already replaced, a tensor between them read elsewhere, or a fragment that does not
                 lead from `x` to `y`.
         """
         self._check(patch)
-        produced, y_tensor = self._tensors.get(patch.x), self._tensors[patch.y]
-        if produced is None:
-            raise PassError(f"{patch.made_by} at {patch.site}: tensor '{patch.x}' does not exist")
+        produced, y_tensor = self._tensors[patch.x], self._tensors[patch.y]
         constants = [name for p in patch.nodes for name in self.protos[p].input]
         for position in patch.nodes:
             self._detach(position)
@@ -157,6 +119,7 @@ class Graph:
             made.append(self._make(op, patch, names, tensors))
         self._new[max(patch.nodes)] = made
         self._drop_unread(constants)
+        return names
 
     def _make(self, op: Any, patch: Patch, names: dict[str, str], tensors: dict[str, Any]) -> onnx.NodeProto:
         name = self.fresh(f"{patch.site}/{op.name}")
@@ -175,6 +138,9 @@ class Graph:
         where = f"{patch.made_by} at {patch.site}"
         if any(p in self._removed for p in patch.nodes):
             raise PassError(f"{where}: its node was already replaced")
+        for name in (patch.x, patch.y):
+            if name not in self._tensors:
+                raise PassError(f"{where}: tensor '{name}' does not exist")
         inner = {name for p in patch.nodes for name in self.protos[p].output if name} - {patch.y}
         for name in inner:
             if name in self.outputs or any(reader not in patch.nodes for reader in self.readers(name)):
@@ -200,9 +166,9 @@ class Graph:
         while tensors:
             name = tensors.pop()
             producer = self.producer(name) if name else None
-            if producer is None or producer in self._removed or self.protos[producer].op_type not in CONSTANT_OPS:
+            if producer is None or producer in self._removed or not is_constant_op(self.protos[producer]):
                 continue
-            if not self.readers(name) and name not in self.outputs and self.weight_chain(name) is not None:
+            if not self.readers(name) and name not in self.outputs and self.constants.chain(name) is not None:
                 tensors.extend(self.protos[producer].input)
                 self._detach(producer)
 
@@ -219,8 +185,9 @@ class Graph:
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         before, after = reads(self.model.graph, self.protos), reads(self.model.graph, nodes)
+        kept = self.outputs | self.constants.overridable
         unread = {
-            n for n in self._initializers if before[n] and not after[n] and n not in self.outputs | self.overridable
+            t.name for t in self.model.graph.initializer if before[t.name] and not after[t.name] and t.name not in kept
         }
         _keep_only(model.graph.initializer, lambda t: t.name not in unread)
         model.graph.initializer.extend(self._new_tensors)
@@ -232,6 +199,7 @@ class Graph:
         gone = {o for p in self._removed for o in self.protos[p].output} - {o for n in nodes for o in n.output}
         gone |= unread
         _keep_only(model.graph.value_info, lambda v: v.name not in gone)
+        _keep_only(model.graph.quantization_annotation, lambda a: a.tensor_name not in gone)
         return model
 
     def _committed_nodes(self) -> Iterator[onnx.NodeProto]:

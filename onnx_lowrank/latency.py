@@ -11,28 +11,37 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnx_lowrank import runtime, timing
+from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
 from onnx_lowrank.sites import Geometry
 
-DENSE = "dense"
+DENSE, CONTROL = "dense", "dense again"
+"""Labels of the dense fragment, and of the same once more: the A/A control."""
+
+_LEAST_NOISE, _MOST_NOISE = 0.01, 0.08
 _ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 2.0
 
 
 def fragment_model(fragment: Fragment, geometry: Geometry) -> onnx.ModelProto:
-    """A model that is one fragment, from `x` of the geometry's shape to `y`."""
+    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it."""
     nodes = [
         helper.make_node(op.op, list(op.inputs), [op.output], name=op.name, **op.attributes) for op in fragment.ops
     ]
+    out = Y
+    if geometry.then:
+        out = "activated"
+        nodes.append(helper.make_node(geometry.then, [Y], [out], name="then"))
     constants = [numpy_helper.from_array(array, name) for name, array in fragment.constants.items()]
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(geometry))
     x = helper.make_tensor_value_info(X, dtype, geometry.x_shape)
-    graph = helper.make_graph(nodes, "fragment", [x], [onnx.ValueInfoProto(name=Y)], constants)
+    graph = helper.make_graph(nodes, "fragment", [x], [onnx.ValueInfoProto(name=out)], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", geometry.opset)], ir_version=8)
 
 
@@ -45,44 +54,94 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def environment(provider: str, threads: int) -> dict[str, Any]:
+    """What the times depend on beside the geometry; the readable key of a table."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "runtime": runtime.version(),
+        "provider": provider,
+        "threads": threads,
+    }
+
+
+def table_name(environment: Mapping[str, Any]) -> str:
+    """File name of the table of an environment."""
+    digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:16]
+    return f"latency-{digest}.json"
+
+
+def read_table(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Environment and milliseconds (by geometry, by label) of a table file.
+
+    Raises:
+        SettingsError: missing or not a table.
+    """
+    try:
+        table = json.loads(path.read_text())
+        rows = {key: {label: float(ms) for label, ms in row.items()} for key, row in table["ms"].items()}
+        return dict(table["environment"]), rows
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise SettingsError(f"{path}: not a latency table ({fault}); write one with `cache export`") from None
+
+
+def write_table(path: Path, environment: Mapping[str, Any], rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Write a table file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as file:
+        json.dump({"environment": environment, "ms": rows}, file, indent=1, sort_keys=True)
+    Path(name).replace(path)
+
+
 class LatencyTable:
     """Measured milliseconds by geometry and label (`dense`, `svd 64`, …), kept in one readable JSON file.
 
     The file's name is a hash of what the times depend on; the file says in words what that is.
     A damaged or foreign file counts as empty.
+
+    Args:
+        place: the cache folder; or a file that `cache export` wrote, here or on the machine that will run the
+            model: then nothing is timed here, and what the file does not hold is unknown.
+
+    Raises:
+        SettingsError: a file that is no table, or one for another provider or thread count.
     """
 
-    def __init__(self, folder: Path, *, provider: str, threads: int, seed: int = 0) -> None:
+    def __init__(self, place: Path, *, provider: str, threads: int, seed: int = 0) -> None:
         self.provider, self.threads, self._seed = provider, threads, seed
-        self.environment = {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "runtime": runtime.version(),
-            "provider": provider,
-            "threads": threads,
-        }
-        digest = hashlib.sha256(json.dumps(self.environment, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = folder / f"latency-{digest}.json"
-        self._rows: dict[str, dict[str, float]] = self._read()
+        self.environment: dict[str, Any] = environment(provider, threads)
+        self.given = place.is_file()
+        if self.given:
+            self.path = place
+            self.environment, self._rows = read_table(place)
+            here = (self.environment.get("provider"), self.environment.get("threads"))
+            if here != (provider, threads):
+                raise SettingsError(
+                    f"{place}: measured for provider {here[0]} with {here[1]} threads; give --provider and --threads so"
+                )
+        else:
+            self.path = place / table_name(self.environment)
+            self._rows = self._read()
         self.measured = 0
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:
-            table = json.loads(self.path.read_text())
-            if table["environment"] != self.environment:
-                return {}
-            return {k: {n: float(ms) for n, ms in row.items()} for k, row in table["ms"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found, rows = read_table(self.path)
+        except SettingsError:
             return {}
+        return rows if found == self.environment else {}
 
     def save(self) -> None:
         """Write the table; a cache that cannot be written is not an error."""
+        if self.given:
+            return
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                json.dump({"environment": self.environment, "ms": self._rows}, file, indent=1, sort_keys=True)
-            Path(name).replace(self.path)
+            write_table(self.path, self.environment, self._rows)
 
     def rows(self, geometries: Iterable[Geometry]) -> dict[str, dict[str, float]]:
         """All that is known of some geometries, by key."""
@@ -94,20 +153,37 @@ class LatencyTable:
         row = self._rows.get(geometry.key(), {})
         return [label for label in labels if label not in row]
 
+    def noise(self, geometry: Geometry) -> float:
+        """Fraction by which two timings of one fragment may differ: dense against itself, at least 1 %."""
+        row = self._rows.get(geometry.key(), {})
+        if DENSE not in row or CONTROL not in row:
+            return _LEAST_NOISE
+        return min(max(abs(row[CONTROL] / row[DENSE] - 1), _LEAST_NOISE), _MOST_NOISE)
+
     def measure(self, geometry: Geometry, makers: Mapping[str, Callable[[], Fragment]]) -> dict[str, float]:
         """Milliseconds by label; those not in the table are made and timed now, turn about with the dense one.
 
-        New times are scaled by the dense fragment's, so that rows measured on different days agree.
+        New times are scaled by the dense fragment's, so that rows measured on different days agree. The first
+        time the dense fragment is timed against itself too. A given table answers what it knows.
         """
         row = self._rows.setdefault(geometry.key(), {})
-        missing = self.missing(geometry, list(makers))
+        missing = [] if self.given else self.missing(geometry, list(makers))
         if missing:
-            labels = [DENSE, *(label for label in missing if label != DENSE)]
-            fresh = self._time(geometry, {label: makers[label]() for label in labels})
+            fragments = {label: makers[label]() for label in dict.fromkeys((DENSE, *missing))}
+            if CONTROL not in row:
+                fragments[CONTROL] = fragments[DENSE]
+            fresh = self._time(geometry, fragments)
             scale = row.get(DENSE, fresh[DENSE]) / fresh[DENSE]
-            row.update({label: ms * scale for label, ms in fresh.items()})
-            self.measured += len(labels)
-        return {label: row[label] for label in makers}
+            row.update({label: ms * scale for label, ms in fresh.items() if label not in row})
+            self.measured += len(fragments)
+        return {label: row[label] for label in makers if label in row}
+
+    def recall(self, key: str, timed: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Times that are no fragment's, under a key of their own; measured when unknown."""
+        if key not in self._rows:
+            self._rows[key] = timed()
+            self.save()
+        return self._rows[key]
 
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment]) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)

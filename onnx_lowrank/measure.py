@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lowrank import timing
@@ -77,6 +78,29 @@ def race(
         )
         for column in range(2, len(sessions))
     ]
+
+
+def quick_race(
+    original: Path,
+    other: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    *,
+    provider: str,
+    threads: int,
+    seed: int,
+    folder: Path,
+    seconds: float = 4.0,
+) -> dict[str, float]:
+    """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
+    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+    found = []
+    for feed in feeds:
+        runs = [functools.partial(s.run, feed) for s in sessions]
+        samples = timing.interleave(runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5)
+        times = samples.cpu if provider == "cpu" and threads == 1 else samples.wall
+        found.append(np.median(times, axis=0) * 1e3)
+    before, after = np.mean(found, axis=0)
+    return {"before": float(before), "after": float(after)}
 
 
 def no_change() -> Ratio:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from onnx_lowrank.errors import RequirementError, VerificationError
@@ -49,28 +50,28 @@ def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command:
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
-    return found.loss <= settings.max_loss and found.latency.ratio.low > 1
+    return found.loss <= settings.limit and found.speedup.low > 1
 
 
 def _failure(found: Measured, settings: Settings) -> str:
-    ratio = found.latency.ratio
+    ratio = found.speedup
     return (
-        f"the rewritten model has loss {found.loss:.3g} (limit {settings.max_loss:g}) and speed-up {ratio.value:.3f} "
+        f"the rewritten model has loss {found.loss:.3g} (limit {settings.limit:g}) and speed-up {ratio.value:.3f} "
         f"({ratio.low:.3f}–{ratio.high:.3f}); nothing was written, run optimize to make a plan that holds here"
     )
 
 
 def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
     """Which sites to give back: the one that loses most, or the half that gains least."""
-    if found.loss > settings.max_loss:
-        return [max(plan.rewritten, key=lambda d: d.error or 0.0).node]
+    if found.loss > settings.limit:
+        return [max(plan.rewritten, key=lambda d: d.loss or d.error or 0.0).node]
     ranked = sorted(plan.rewritten, key=lambda d: (d.ms_after or 0.0) / (d.ms_before or 1.0), reverse=True)
     return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
 
 
 def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str) -> Report:
     if run.settings.require_speedup is not None:
-        raise RequirementError(f"no speed-up within loss {run.settings.max_loss:g}; nothing was written")
+        raise RequirementError(f"no speed-up within loss {run.settings.limit:g}; nothing was written")
     copy_model(run.loaded.file, out)
     counts: dict[str, int] = {}
     for decision in plan.decisions:
@@ -85,7 +86,7 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str
 def _publish(
     run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str
 ) -> Report:
-    wanted, ratio = run.settings.require_speedup, found.latency.ratio
+    wanted, ratio = run.settings.require_speedup, found.speedup
     if wanted is not None and ratio.low < wanted:
         raise RequirementError(
             f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; OUT not written"
@@ -96,11 +97,14 @@ def _publish(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
             f"({default.ratio.low:.2f}–{default.ratio.high:.2f}): the gain is not sure there"
         )
+    goal = run.settings.speedup
+    if goal is not None and ratio.value < goal:
+        run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
     after = facts_of(staged, run.loaded, out)
     publish(staged, out)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
-    return report_of(run, plan, verdict, before, after, (found.latency, default), command)
+    return report_of(run, plan, verdict, before, after, (*found.latency, default), command)
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:
@@ -109,9 +113,10 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
     return Verdict(
         status=status,
         reason=reason,
-        speedup=found.latency.ratio if found else no_change(),
+        speedup=found.speedup if found else no_change(),
         loss=loss,
-        loss_limit=run.settings.max_loss,
+        loss_limit=run.settings.limit if math.isfinite(run.settings.limit) else None,
+        metric=run.settings.metric,
         data="synthetic" if run.loaded.source.synthetic else "user",
         samples=run.references.count,
         provider=run.settings.provider,
@@ -136,4 +141,6 @@ def report_of(
         seconds=run.clock.seconds,
         command=command,
         warnings=tuple(run.warnings),
+        additivity=run.additivity,
+        probes=run.probes,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import check_output
 from onnx_lowrank.outcome import finish, report_of, verdict_of
 from onnx_lowrank.plan import Plan
+from onnx_lowrank.planning import choose, decide_plan
 from onnx_lowrank.prepare import Progress
 from onnx_lowrank.report import Report
-from onnx_lowrank.rewrite import check_matches
-from onnx_lowrank.run import Clock, decide_plan, start
+from onnx_lowrank.run import Clock, start
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.verify import facts, race_files
 
@@ -25,7 +27,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def analyze(
     model: str | Path, *, data: Any = None, progress: Progress = silent, command: str = "", **choices: Any
 ) -> Report:
-    """What could be won, site by site; writes nothing. The speed-up is the sum of the measured fragments' gains.
+    """What could be won, site by site; writes nothing. The plan is built and timed in memory.
 
     Raises:
         LowRankError: one line that says what is wrong.
@@ -33,11 +35,13 @@ def analyze(
     settings, clock = Settings.from_table(choices), Clock(progress)
     run = start(Path(model), data, settings, clock)
     plan = decide_plan(run, _data_names(data))
-    race = race_files([run.loaded.file.path] * 2, run.loaded, settings, settings.threads, seconds=5.0)
+    clock("verify", 0, 1)
+    path = run.loaded.file.path
+    race = race_files([path, run.build(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
-    return report_of(run, plan, verdict, before, before, tuple(race), command)
+    return report_of(run, plan, verdict, before, before, race, command)
 
 
 def optimize(
@@ -93,16 +97,70 @@ def apply(
     """
     if not isinstance(plan, Plan):
         plan = read_plan(Path(plan))
-    asked = {name: getattr(plan, name) for name in ("max_loss", "provider", "threads", "seed")}
-    settings = Settings.from_table({**asked, "samples": plan.samples, "shapes": dict(plan.shapes), **choices})
+    settings = Settings.from_table({**_settings_of(plan), **choices})
     clock, out = Clock(progress), Path(out)
     check_output(out, Path(model), in_place=in_place)
-    run = start(Path(model), data if data is not None else list(plan.data) or None, settings, clock,
-                 [d.node for d in plan.decisions])  # fmt: skip
-    check_matches(plan.decisions, run.loaded.sites)
+    source = data if data is not None else list(plan.data) or None
+    run = start(Path(model), source, settings, clock, plan.decisions)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
     return finish(run, plan, out, external_data, command, give_back=False)
+
+
+def sweep(
+    model: str | Path,
+    folder: str | Path,
+    *,
+    losses: Sequence[float] = (0.002, 0.005, 0.01, 0.02, 0.05),
+    data: Any = None,
+    external_data: bool | None = None,
+    progress: Progress = silent,
+    command: str = "",
+    **choices: Any,
+) -> tuple[Report, ...]:
+    """Several models along the Pareto frontier from one calibration, each verified on disk as `optimize` does.
+
+    Args:
+        folder: where `NAME-LOSS.onnx` go; made when it is not there.
+        losses: limits of the metric, one model each.
+
+    Raises:
+        LowRankError: one line that says what is wrong.
+    """
+    if not losses:
+        raise SettingsError("sweep needs at least one loss")
+    limit = "max_loss" if choices.get("metric", "relative") == "relative" else "max_drop"
+    each = [Settings.from_table({**choices, limit: loss}) for loss in sorted(losses)]
+    clock, path, folder = Clock(progress), Path(model), Path(folder)
+    outs = [folder / f"{path.stem}-{loss:g}.onnx" for loss in sorted(losses)]
+    _make(folder)
+    for out in outs:
+        check_output(out, path, in_place=False)
+    run = start(path, data, each[0], clock)
+    choices_of_sites = choose(run)
+    reports = []
+    for settings, out in zip(each, outs, strict=True):
+        one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
+        plan = decide_plan(one, _data_names(data), choices_of_sites)
+        reports.append(finish(one, plan, out, external_data, command, give_back=True))
+    return tuple(reports)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise SettingsError(f"{folder}: cannot be made ({fault.strerror}); give a folder that can be written") from None
+
+
+def _settings_of(plan: Plan) -> dict[str, Any]:
+    """The settings that a plan was made with; a goal of speed or size leaves no limit on the loss."""
+    asked = {name: getattr(plan, name) for name in ("provider", "threads", "seed", "samples", "metric", "policy")}
+    if plan.max_loss is None:
+        asked["speedup"] = 1.0
+    else:
+        asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
+    return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 
 
 def read_plan(path: Path) -> Plan:

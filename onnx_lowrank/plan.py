@@ -17,7 +17,8 @@ SCHEMA = 1
 class Decision:
     """What becomes of one site: a kind at a rank, or the reason why it keeps its weight.
 
-    `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output.
+    `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
+    what it was estimated to cost the model's outputs.
     """
 
     node: str
@@ -29,10 +30,11 @@ class Decision:
     ms_before: float | None = None
     ms_after: float | None = None
     error: float | None = None
+    loss: float | None = None
 
     def keep(self, why: Why) -> Decision:
         """The same site, kept dense for a reason."""
-        return dataclasses.replace(self, kind=None, rank=None, why=why, ms_after=self.ms_before, error=None)
+        return dataclasses.replace(self, kind=None, rank=None, why=why, ms_after=self.ms_before, error=None, loss=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +44,23 @@ class Plan:
     Attributes:
         model_sha256: of the model file that was planned.
         data: sources, seed and number of samples that the factors are fitted to.
-        max_loss: limit that the plan was made for.
+        max_loss: limit of the metric that the plan was made for; None when the goal was a speed or a size.
+        metric: what the loss is.
+        policy: how the ranks were chosen.
+        shapes: of synthetic inputs and timings, one set after the other.
     """
 
     model_sha256: str
     decisions: tuple[Decision, ...]
-    max_loss: float
+    max_loss: float | None
     provider: str
     threads: int
     seed: int
     samples: int
     data: tuple[str, ...] = ()
-    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    shapes: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = ()
+    metric: str = "relative"
+    policy: str = "knapsack"
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -70,7 +77,7 @@ class Plan:
         """Text of the plan file: reviewed, committed, replayed by `apply`."""
         table = {"schema": SCHEMA, **dataclasses.asdict(self)}
         table["decisions"] = [{**dataclasses.asdict(d), "why": d.why and d.why.name} for d in self.decisions]
-        table["shapes"] = {name: list(shape) for name, shape in self.shapes}
+        table["shapes"] = [{name: list(shape) for name, shape in group} for group in self.shapes]
         return json.dumps(table, indent=1) + "\n"
 
     @classmethod
@@ -86,7 +93,9 @@ class Plan:
                 raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
-            table["shapes"] = tuple((name, tuple(shape)) for name, shape in table["shapes"].items())
+            table["shapes"] = tuple(
+                tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
+            )
             return cls(**table)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise SettingsError(f"{where}: not a plan of onnx-lowrank ({fault}); make one with --plan-out") from None

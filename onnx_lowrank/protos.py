@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -54,12 +55,18 @@ def reads(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Counter[st
 
 
 def unique_names(nodes: list[onnx.NodeProto]) -> list[str]:
-    """A readable unique name for every node: its own, else that of its first output."""
-    counted = Counter(n.name for n in nodes)
+    """A readable unique name for every node: its own, else that of its first output, else with a number."""
+    counted = Counter(n.name for n in nodes if n.name)
+    taken = {name for name, count in counted.items() if count == 1}
     names = []
     for position, node in enumerate(nodes):
-        first = next((o for o in node.output if o), "")
-        names.append(node.name if node.name and counted[node.name] == 1 else first or f"node_{position}")
+        name = node.name
+        if not name or counted[name] > 1:
+            first = next((o for o in node.output if o), "") or f"node_{position}"
+            numbered = (f"{first}_{i}" for i in itertools.count(1))
+            name = next(n for n in itertools.chain([first], numbered) if n not in taken)
+            taken.add(name)
+        names.append(name)
     return names
 
 

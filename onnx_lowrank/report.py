@@ -31,13 +31,13 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured on the saved file."""
+    """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size."""
 
     status: str
     reason: str
     speedup: Ratio
     loss: float
-    loss_limit: float
+    loss_limit: float | None
     data: str
     samples: int
     provider: str
@@ -51,9 +51,14 @@ class Verdict:
         where = "synthetic inputs, not on real data" if self.data == "synthetic" else "held-out samples"
         return (
             f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
-            f"{self.provider}, loss {self.loss:.2g} of {self.loss_limit:.2g} allowed, "
+            f"{self.provider}, {self._loss()}, "
             f"measured on {self.samples} {where}."
         )
+
+    def _loss(self) -> str:
+        name = "loss" if self.metric == "relative" else f"{self.metric} loss"
+        allowed = f" of {self.loss_limit:.2g} allowed" if self.loss_limit is not None else ""
+        return f"{name} {self.loss:.2g}{allowed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +70,14 @@ class Report:
     after: ModelFacts
     plan: Plan
     kept: tuple[Keep, ...]
-    frontier: tuple[dict[str, float], ...]
+    frontier: tuple[dict[str, Any], ...]
     latency: tuple[Latency, ...]
     staircases: dict[str, dict[str, float]]
     seconds: dict[str, float]
     command: str
     warnings: tuple[str, ...]
+    additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -93,6 +100,9 @@ class Report:
             "kept": _counts(self.kept),
             "latency": [entry.to_dict() for entry in self.latency],
             "pareto": list(self.frontier),
+            "additivity": self.additivity,
+            "probes": self.probes,
+            "policy": self.plan.policy,
             "staircases": self.staircases,
             "environment": environment(),
             "seconds": self.seconds,

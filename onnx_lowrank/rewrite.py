@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx
 
-from onnx_lowrank.calibration import fitted
+from onnx_lowrank.calibration import Fits, fitted
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import ModelFile
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prepare import Fit
 from onnx_lowrank.sites import Site
 
 
-def patches(sites: Sequence[Site], fits: Mapping[str, Fit], decisions: Sequence[Decision]) -> Iterator[Patch]:
+def patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
     """One patch for every decision that changes a site."""
     by_name = {site.name: site for site in sites}
     kinds = {kind.name: kind for kind in KINDS}
@@ -24,14 +23,12 @@ def patches(sites: Sequence[Site], fits: Mapping[str, Fit], decisions: Sequence[
         if decision.kind is None or decision.rank is None:
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
-        left, right, bias = fitted(site, fit.factorization, fit.mean, decision.rank)
+        left, right, bias = fitted(site, fit, decision.rank)
         fragment = kind.build(site.geometry, left, right, bias)
         yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
 
 
-def rewritten(
-    file: ModelFile, sites: Sequence[Site], fits: Mapping[str, Fit], decisions: Sequence[Decision]
-) -> onnx.ModelProto:
+def rewritten(file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> onnx.ModelProto:
     """A new model with every decision carried out; the file's own ModelProto stays as it is.
 
     Raises:

@@ -1,41 +1,95 @@
-"""How much of a site's own error reaches the model's outputs: one probe a site."""
+"""How much of a site's own error reaches the model's outputs: a few probes a site, and a curve through them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.plan import Decision
+import numpy as np
 
-_PROBED_ERROR = 0.01
+TARGETS = (0.01, 0.08)
+"""Errors of the site's own output at which it is probed, where such ranks exist."""
+
+_LINEAR = 1.5  # the two slopes may differ by this factor before a third probe is made
 
 
-def sensitivities(
-    choices: Sequence[Choices],
-    loss_of: Callable[[Decision], float],
-    progress: Callable[[int, int], None],
-) -> dict[str, float]:
-    """Output loss per unit of a site's own relative error, by node (FLAR-SVD; ALGORITHMS §4).
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """Loss of the model's outputs by the error of one site's own output, from probes (ALGORITHMS §4; FLAR-SVD).
 
-    Each site that has candidates is rewritten alone, at the candidate whose error is nearest to 0.01.
+    Attributes:
+        points: (error, loss), errors ascending; the curve starts at (0, 0) and goes on as it ends.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def loss(self, error: float) -> float:
+        """Estimated loss at a local error; linear between the probes and proportional beyond the last."""
+        last_error, last_loss = self.points[-1]
+        if error >= last_error:
+            return last_loss * error / last_error if last_error > 0 else last_loss
+        errors, losses = zip(*self.points, strict=True)
+        return float(np.interp(error, (0.0, *errors), (0.0, *losses)))
+
+    @property
+    def linear(self) -> bool:
+        """Whether loss over error is the same at all probes, within a factor of 1.5."""
+        slopes = [loss / error for error, loss in self.points if error > 0]
+        return not slopes or max(slopes) <= _LINEAR * max(min(slopes), 1e-300)
+
+
+def probe_ranks(errors: Mapping[int, float], probes: int) -> tuple[int, ...]:
+    """Ranks to probe first: those whose errors are nearest to the targets.
 
     Args:
-        loss_of: measured loss of the model with one decision carried out.
-        progress: called with (probes done, probes).
+        errors: relative local error by rank, candidates only.
+        probes: at most so many, 1 or 2.
     """
-    probed = [c for c in choices if c.candidates]
-    found: dict[str, float] = {}
-    for done, choice in enumerate(probed):
-        progress(done, len(probed))
-        candidate = min(choice.candidates, key=_distance)
-        alone = dataclasses.replace(choice.dense, kind=candidate.kind, rank=candidate.rank)
-        loss = loss_of(alone)
-        found[choice.dense.node] = loss / max(candidate.error, 1e-12)
-    progress(len(probed), len(probed))
+    usable = {rank: error for rank, error in errors.items() if error > 0}
+    targets = TARGETS[:probes] if probes > 1 else (math.sqrt(TARGETS[0] * TARGETS[1]),)
+    nearest = [min(usable, key=lambda r: (abs(math.log(usable[r] / target)), r)) for target in targets if usable]
+    return tuple(sorted(set(nearest)))
+
+
+def responses(
+    sites: Sequence[tuple[str, Mapping[int, float]]],
+    loss_of: Callable[[str, int], float],
+    progress: Callable[[int, int], None],
+    *,
+    probes: int = 2,
+) -> dict[str, Response]:
+    """Probe every site alone; where two probes disagree with a straight line, a third between them.
+
+    Args:
+        sites: name, and relative local error by rank; only ranks that may be chosen.
+        loss_of: measured loss of the model with one site at one rank.
+        progress: called with (sites done, sites).
+        probes: first probes a site, 1 or 2.
+    """
+    found: dict[str, Response] = {}
+    for done, (name, errors) in enumerate(sites):
+        progress(done, len(sites))
+        points = {rank: loss_of(name, rank) for rank in probe_ranks(errors, probes)}
+        response = _response(errors, points)
+        if response is not None and not response.linear:
+            between = _between(errors, list(points))
+            if between is not None:
+                points[between] = loss_of(name, between)
+                response = _response(errors, points)
+        if response is not None:
+            found[name] = response
+    progress(len(sites), len(sites))
     return found
 
 
-def _distance(candidate: Candidate) -> tuple[float, str, int]:
-    return abs(math.log(max(candidate.error, 1e-12) / _PROBED_ERROR)), candidate.kind, candidate.rank
+def _response(errors: Mapping[int, float], losses: Mapping[int, float]) -> Response | None:
+    points = sorted((errors[rank], loss) for rank, loss in losses.items())
+    return Response(tuple(points)) if points else None
+
+
+def _between(errors: Mapping[int, float], probed: Sequence[int]) -> int | None:
+    low, high = min(probed), max(probed)
+    inner = [rank for rank in errors if low < rank < high and errors[rank] > 0]
+    middle = math.sqrt(max(errors[low], 1e-300) * max(errors[high], 1e-300))
+    return min(inner, key=lambda r: (abs(math.log(errors[r] / middle)), r), default=None)

@@ -13,6 +13,9 @@ from typing import Any
 from onnx_lowrank.errors import SettingsError
 
 KIND_NAMES = ("svd", "conv_svd", "pivot")
+POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
+METRIC_NAMES = ("relative", "cosine", "top1", "kl")
+DEFAULT_LIMIT = 0.01
 
 
 def default_cache() -> Path:
@@ -28,14 +31,21 @@ class Settings:
     """Every choice of a run. CLI and Python share the names: `--max-loss` is `max_loss`.
 
     Args:
-        max_loss: largest allowed relative squared error of the outputs on held-out samples.
+        max_loss: goal: the fastest model within this relative squared error of the outputs, on held-out samples.
+            0.01 when no goal is given.
+        speedup: goal: the least loss at this measured ratio.
+        size: goal: the least loss at this fraction of the weight bytes.
+        metric: what the loss is: `relative`, `cosine`, `top1`, `kl`, or `file.py:function`.
+        max_drop: the limit for a metric other than `relative`.
+        output_weights: weight of an output in the loss, by name; 1 where none is given.
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
         threads: intra-op threads of every timing; one is stable and comparable.
+        policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         kinds: ways to rewrite a site that may be used.
         include, exclude: globs on node names.
         samples: at most so many samples are read from the data.
-        shapes: shapes of synthetic inputs, by input name.
+        shapes: shapes by input name, of synthetic inputs and of every timing; several sets count equally.
         seed: of every random choice.
         cache: folder of the measured latency tables.
 
@@ -43,23 +53,27 @@ class Settings:
         SettingsError: a value that cannot be used.
     """
 
-    max_loss: float = 0.01
+    max_loss: float | None = None
+    speedup: float | None = None
+    size: float | None = None
+    metric: str = "relative"
+    max_drop: float | None = None
+    output_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     require_speedup: float | None = None
     provider: str = "cpu"
     threads: int = 1
+    policy: str = "knapsack"
     kinds: tuple[str, ...] = KIND_NAMES
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 256
-    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     seed: int = 0
     cache: Path = dataclasses.field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_loss) and 0 < self.max_loss < 1):
-            raise SettingsError(f"max_loss is {self.max_loss}; give a number between 0 and 1, for example 0.01")
-        if self.require_speedup is not None and not (math.isfinite(self.require_speedup) and self.require_speedup >= 1):
-            raise SettingsError(f"require_speedup is {self.require_speedup}; give a ratio of at least 1, such as 1.1")
+        self._check_goal()
+        self._check_metric()
         if self.threads < 1:
             raise SettingsError(f"threads is {self.threads}; give 1 or more")
         if self.samples < 1:
@@ -71,6 +85,44 @@ class Settings:
                 raise SettingsError(f"no kind is called '{kind}'{suggestion(kind, KIND_NAMES)}")
         if not self.kinds:
             raise SettingsError(f"no kind is allowed; give some of {', '.join(KIND_NAMES)}")
+        if self.policy not in POLICY_NAMES:
+            raise SettingsError(f"no policy is called '{self.policy}'{suggestion(self.policy, POLICY_NAMES)}")
+
+    def _check_goal(self) -> None:
+        for name in ("max_loss", "size"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and 0 < value < 1):
+                raise SettingsError(f"{name} is {value}; give a number between 0 and 1, for example 0.01")
+        for name, least in (("speedup", 1.0), ("require_speedup", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise SettingsError(f"{name} is {value}; give a ratio of at least 1, such as 1.1")
+        goals = [name for name in ("max_loss", "max_drop", "speedup", "size") if getattr(self, name) is not None]
+        if len(goals) > 1:
+            raise SettingsError(f"{goals[0]} and {goals[1]} are two goals; give one of them")
+        if self.size is not None and self.policy != "knapsack":
+            raise SettingsError(f"size is a goal of policy knapsack only, not of '{self.policy}'")
+
+    def _check_metric(self) -> None:
+        own = self.metric in METRIC_NAMES or self.metric.rpartition(":")[0].endswith(".py")
+        if not own:
+            raise SettingsError(f"no metric is called '{self.metric}'{suggestion(self.metric, METRIC_NAMES)}")
+        if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop > 0):
+            raise SettingsError(f"max_drop is {self.max_drop}; give a positive number, for example 0.01")
+        if (self.metric == "relative") != (self.max_drop is None) and self.max_drop is not None:
+            raise SettingsError("max_drop is the limit for --metric; give max_loss for the relative error")
+        if self.metric != "relative" and self.max_loss is not None:
+            raise SettingsError(f"max_loss is the limit of the relative error; give max_drop for metric {self.metric}")
+        if bad := [name for name, weight in self.output_weights.items() if not (math.isfinite(weight) and weight >= 0)]:
+            raise SettingsError(f"the weight of output '{bad[0]}' is not a number of at least 0")
+
+    @property
+    def limit(self) -> float:
+        """Largest allowed loss in units of the metric; infinite when the goal is a speed or a size."""
+        if self.speedup is not None or self.size is not None:
+            return math.inf
+        given = self.max_loss if self.metric == "relative" else self.max_drop
+        return DEFAULT_LIMIT if given is None else given
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Settings:

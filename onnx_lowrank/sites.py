@@ -56,7 +56,8 @@ class Geometry:
     """All that decides how fast a site runs. Hashable: equal geometries share one latency table.
 
     `outputs` is N and `inputs` is K of the weight matrix `W (N×K)`; for a convolution `K = C·kh·kw`.
-    `side` tells where a MatMul has its constant. `x_shape` is empty until a run has shown it.
+    `side` tells where a MatMul has its constant, `then` which activation follows a convolution (it may be fused
+    into it, so it is timed along). `x_shape` is empty until a run has shown it.
     """
 
     op: str
@@ -73,6 +74,7 @@ class Geometry:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     auto_pad: str = "NOTSET"
+    then: str = ""
     x_shape: tuple[int, ...] = ()
 
     @property
@@ -101,7 +103,7 @@ class Geometry:
         if self.op == "Conv":
             parts = zip("ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True)
             spatial = " ".join(f"{name}={','.join(map(str, values))}" for name, values in parts)
-            return f"{text} {spatial} {self.auto_pad}"
+            return f"{text} {spatial} {self.auto_pad}{' then ' + self.then if self.then else ''}"
         return f"{text} {self.side}{' transA' if self.trans_a else ''}"
 
 
@@ -116,6 +118,7 @@ class Site:
         bias: `b`, N, float64, or None where a bias would need an added node.
         x, y: names of the tensors that enter and leave.
         nodes: positions in the graph of the nodes that the site stands for (itself, an absorbed bias or norm).
+        x_shapes: shapes of x, one for every set of input shapes that is timed.
     """
 
     name: str
@@ -125,6 +128,12 @@ class Site:
     x: str
     y: str
     nodes: tuple[int, ...]
+    x_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """The geometry at every timed shape."""
+        return tuple(dataclasses.replace(self.geometry, x_shape=shape) for shape in self.x_shapes)
 
     @property
     def centred(self) -> bool:
@@ -150,7 +159,7 @@ class Site:
         if g.op == "Conv":
             return 1
         if g.side == "left":
-            return -2
+            return -1 if len(g.x_shape) == 1 else -2
         return 0 if g.trans_a and self.tap == "input" else -1
 
     @property
@@ -158,6 +167,7 @@ class Site:
         """`b`, N, float64: zeros where there is none."""
         return np.zeros(self.geometry.outputs) if self.bias is None else self.bias
 
-    def seen(self, x_shape: tuple[int, ...]) -> Site:
-        """The same site with the input shape that a run has shown."""
-        return dataclasses.replace(self, geometry=dataclasses.replace(self.geometry, x_shape=x_shape))
+    def seen(self, x_shapes: tuple[tuple[int, ...], ...]) -> Site:
+        """The same site with the input shapes that runs have shown; the first one is the geometry's."""
+        geometry = dataclasses.replace(self.geometry, x_shape=x_shapes[0])
+        return dataclasses.replace(self, geometry=geometry, x_shapes=x_shapes)

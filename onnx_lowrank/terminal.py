@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,9 +20,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from onnx_lowrank.cache import Entry
 from onnx_lowrank.compare import Comparison
+from onnx_lowrank.latency import CONTROL, DENSE
 from onnx_lowrank.prepare import Progress as Tick
 from onnx_lowrank.report import Report
+from onnx_lowrank.staircase import right_edges
 
 _STAGES = {
     "read": "read the model, run one sample",
@@ -34,6 +39,7 @@ _STAGES = {
     "report": "report",
 }
 _TOP = 12
+_STAIRCASES = 6
 
 
 @contextmanager
@@ -61,49 +67,72 @@ def progress(hidden: bool) -> Iterator[Tick]:
 def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
     """Before and after, the verdict, the sites with their choice, the rest counted by reason."""
     console = Console(highlight=False)
-    if analysis:
-        console.print(_prediction(report))
     if not quiet:
-        if report:
-            console.print(_before_after(report))
+        if analysis:
+            _show_staircases(console, report)
+        if report.latency and (report or analysis):
+            console.print(_before_after(report, analysis=analysis))
         if report.plan.decisions:
             console.print(_sites(report, everything=analysis))
         for reason, count in report.to_dict()["kept"].items():
             console.print(f"  {count} nodes kept: {reason}", style="dim")
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow")
-    if not analysis:
+    if analysis:
+        console.print(_prospect(report), style="bold")
+    else:
         console.print(report.verdict.sentence(), style="bold")
         if not quiet:
             console.print(f"wrote {report.after.path}")
 
 
-def _prediction(report: Report) -> str:
-    saved = sum((d.ms_before or 0) - (d.ms_after or 0) for d in report.plan.rewritten)
-    whole = float(report.latency[0].before["p50_ms"]) if report.latency else 0.0
-    share = f", {saved / whole:.0%} of the model's {whole:.1f} ms" if whole else ""
+def _prospect(report: Report) -> str:
+    plan, limit = report.plan, report.verdict.loss_limit
+    within = f" within loss {limit:g}" if limit is not None else ""
+    text = f"{len(plan.rewritten)} of {len(plan.decisions)} sites would be rewritten{within}"
+    found = report.additivity
+    if not found:
+        return f"{text}."
     return (
-        f"{len(report.plan.rewritten)} of {len(report.plan.decisions)} sites would be rewritten within loss "
-        f"{report.verdict.loss_limit:g}; their fragments alone save {saved:.2f} ms{share}"
+        f"{text}: {found['before_ms']:.1f} ms would become {found['predicted_ms']:.1f} ms as predicted from the sites, "
+        f"{found['measured_ms']:.1f} ms as measured."
     )
 
 
-def _before_after(report: Report) -> Table:
+def _before_after(report: Report, *, analysis: bool) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("", "before", "after", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
-    timed = report.latency[0]
-    before, after = float(timed.before["p50_ms"]), float(timed.after["p50_ms"])
-    table.add_row(f"latency p50, {timed.threads} thread", f"{before:.2f} ms", f"{after:.2f} ms", f"{timed.ratio.value:.2f}×")  # fmt: skip  # noqa: E501
-    for entry in report.latency[1:]:
+    for entry in report.latency:
         b, a = float(entry.before["p50_ms"]), float(entry.after["p50_ms"])
-        table.add_row("latency p50, default threads", f"{b:.2f} ms", f"{a:.2f} ms", f"{entry.ratio.value:.2f}×")
+        threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else "default threads"
+        table.add_row(f"latency p50, {threads}", f"{b:.2f} ms", f"{a:.2f} ms", f"{entry.ratio.value:.2f}×")
+    if report.additivity:
+        before, predicted = report.additivity["before_ms"], report.additivity["predicted_ms"]
+        ratio = f"{before / predicted:.2f}×"
+        table.add_row("  predicted from the sites", f"{before:.2f} ms", f"{predicted:.2f} ms", ratio)
+    if analysis:
+        return table
     for name in ("bytes", "parameters", "macs"):
         old, new = getattr(report.before, name), getattr(report.after, name)
         label = {"bytes": "file", "macs": "multiply-adds"}.get(name, name)
         table.add_row(label, _short(old), _short(new), f"{new / old:.2f}" if old else "")
-    table.add_row("loss", "0", f"{report.verdict.loss:.2g}", f"of {report.verdict.loss_limit:g}")
+    limit = report.verdict.loss_limit
+    table.add_row("loss", "0", f"{report.verdict.loss:.2g}", f"of {limit:g}" if limit is not None else "")
     return table
+
+
+def _show_staircases(console: Console, report: Report) -> None:
+    """Rank and milliseconds of the costliest geometries; ranks behind an edge are as slow and never chosen."""
+    rows = [(key, row) for key, row in report.staircases.items() if DENSE in row and len(row) > 1]
+    for key, row in sorted(rows, key=lambda item: -item[1][DENSE])[:_STAIRCASES]:
+        console.print(f"{key}: dense {row[DENSE]:.2f} ms", style="bold")
+        for kind in dict.fromkeys(label.split()[0] for label in row if label not in (DENSE, CONTROL)):
+            ms = {int(label.split()[1]): time for label, time in row.items() if label.split()[0] == kind}
+            edges = right_edges(ms, 0.01)
+            steps = " ".join(f"{rank}:{time:.2f}" for rank, time in edges.items())
+            never = " ".join(f"{rank}:{ms[rank]:.2f}" for rank in sorted(ms) if rank not in edges)
+            console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""))
 
 
 def _sites(report: Report, *, everything: bool) -> Table:
@@ -111,14 +140,51 @@ def _sites(report: Report, *, everything: bool) -> Table:
     for name in ("site", "weight", "choice", "ms", "error"):
         table.add_column(name, justify="left" if name in ("site", "choice") else "right", overflow="fold")
     ordered = sorted(report.plan.decisions, key=lambda d: -((d.ms_before or 0) - (d.ms_after or d.ms_before or 0)))
+    shared = _shared_path([d.node for d in ordered])
     for d in ordered if everything else ordered[:_TOP]:
         choice = f"{d.kind} {d.rank}" if d.kind else f"dense: {d.why.value if d.why else ''}"
         ms = "" if d.ms_before is None else f"{d.ms_before:.3f}"
         ms += f" → {d.ms_after:.3f}" if d.kind and d.ms_after is not None else ""
-        table.add_row(d.node, f"{d.shape[0]}×{d.shape[1]}", choice, ms, "" if d.error is None else f"{d.error:.4f}")
+        error = "" if d.error is None else f"{d.error:.4f}"
+        table.add_row(d.node[shared:], f"{d.shape[0]}×{d.shape[1]}", choice, ms, error)
     if not everything and len(ordered) > _TOP:
         table.add_row(f"… {len(ordered) - _TOP} more", "", "", "", "")
     return table
+
+
+def _shared_path(names: list[str]) -> int:
+    """Length of the leading path, up to a slash, that all names share."""
+    if len(names) < 2:
+        return 0
+    low, high = min(names).split("/"), max(names).split("/")  # what the extremes share, all share
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low[:-1], high[:-1], strict=False))
+    return sum(len(part) + 1 for part, _ in shared)
+
+
+def show_sweep(reports: Iterable[Report]) -> None:
+    """One row a model along the frontier."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "limit", "loss", "speed-up", "95 % interval", "file"):
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+    for report in reports:
+        v = report.verdict
+        interval = f"{v.speedup.low:.2f}–{v.speedup.high:.2f}" if report else v.status
+        limit = "" if v.loss_limit is None else f"{v.loss_limit:g}"
+        row = (limit, f"{v.loss:.2g}", f"{v.speedup.value:.2f}×", interval, _short(report.after.bytes))
+        table.add_row(report.after.path, *row)
+    Console(highlight=False).print(table)
+
+
+def show_cache(entries: Iterable[Entry], folder: Path) -> None:
+    """The tables of a cache folder."""
+    found = list(entries)
+    console = Console(highlight=False)
+    if not found:
+        console.print(f"no tables in {folder}")
+    for entry in found:
+        key = ", ".join(f"{name} {value}" for name, value in entry.environment.items())
+        star = "*" if entry.here else " "
+        console.print(f"{star} {entry.path.name}: {entry.times} times of {entry.geometries} geometries; {key}")
 
 
 def _short(number: int) -> str:

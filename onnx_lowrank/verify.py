@@ -6,9 +6,11 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import onnx
 
 from onnx_lowrank import measure
 from onnx_lowrank.files import ModelFile, read_model
@@ -17,16 +19,21 @@ from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.report import ModelFacts
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.timing import Ratio
 from onnx_lowrank.validation import References
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a file on disk is worth."""
+    """What a file on disk is worth; one latency for every set of shapes."""
 
     loss: float
-    worst_sample: float
-    latency: Latency
+    latency: tuple[Latency, ...]
+
+    @property
+    def speedup(self) -> Ratio:
+        """The least ratio over the shapes."""
+        return min((entry.ratio for entry in self.latency), key=lambda ratio: ratio.low)
 
 
 @contextmanager
@@ -55,22 +62,31 @@ def measured(staged: Path, loaded: Loaded, references: References, settings: Set
     session = Session(staged, provider=settings.provider, threads=0)
     counted = references.loss(session)
     del session
-    latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)[0]
-    return Measured(counted.value(), max(counted.per_sample, default=0.0), latency)
+    latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)
+    return Measured(counted.value(), latency)
 
 
 def race_files(
-    paths: list[Path], loaded: Loaded, settings: Settings, threads: int, seconds: float = 20.0
-) -> list[Latency]:
-    """Time files on disk turn about on the first sample; 0 threads is the runtime's own choice."""
-    return measure.race(
-        paths, loaded.first, provider=settings.provider, threads=threads, seed=settings.seed, seconds=seconds
+    models: Sequence[Path | onnx.ModelProto], loaded: Loaded, settings: Settings, threads: int, seconds: float = 20.0
+) -> tuple[Latency, ...]:
+    """Time two models turn about, an entry for every set of shapes; 0 threads is the runtime's own choice."""
+    return tuple(
+        measure.race(
+            models,
+            feed,
+            provider=settings.provider,
+            threads=threads,
+            seed=settings.seed,
+            seconds=seconds,
+            folder=loaded.file.folder,
+        )[0]
+        for feed in loaded.feeds
     )
 
 
 def facts(file: ModelFile, loaded: Loaded, path: Path | None = None) -> ModelFacts:
     """Bytes, parameters and multiply-adds of a file."""
-    runs = loaded.runs if file is loaded.file else profile(file.model, loaded.first, folder=file.folder)
+    runs = loaded.runs[0] if file is loaded.file else profile(file.model, loaded.feeds[0], folder=file.folder)
     return ModelFacts(
         path=str(path or file.path),
         sha256=file.sha256,

@@ -39,8 +39,8 @@ def pivot_rows(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fr
 def _restore(
     geometry: Geometry, order: npt.NDArray[np.int64], bias: Array
 ) -> tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]:
-    rank = max(len(geometry.x_shape), 2)
-    axis = 1 if geometry.op == "Conv" else rank - (2 if geometry.side == "left" else 1)
+    rank = len(geometry.x_shape) or 2
+    axis = 1 if geometry.op == "Conv" else max(rank - (2 if geometry.side == "left" else 1), 0)
     constants: dict[str, npt.NDArray[Any]] = {"order": order}
     added = geometry.op == "MatMul" and geometry.bias
     ordered = "ordered" if added else Y

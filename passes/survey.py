@@ -19,7 +19,7 @@ import onnx
 
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm
+from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 
@@ -70,7 +70,7 @@ def _look(graph: Graph, position: int) -> Site | Keep:
 
 def _weight_name(graph: Graph, node: onnx.NodeProto) -> str | None:
     names = [node.input[1]] if node.op_type != "MatMul" else [node.input[1], node.input[0]]
-    return next((n for n in names if graph.weight_chain(n) is not None), None)
+    return next((n for n in names if graph.constants.chain(n) is not None), None)
 
 
 def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
@@ -81,15 +81,14 @@ def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
     if graph.opset < 7:
         return Why.OPSET
     name = _weight_name(graph, node)
-    if name is None:
-        sparse = {t.values.name for t in graph.model.graph.sparse_initializer}
-        return Why.SPARSE if sparse.intersection(node.input) else Why.WEIGHT_NOT_CONSTANT
-    return _chain_refusal(graph, graph.weight_chain(name) or [])
+    if name is None or graph.constants.is_sparse(name):
+        return Why.SPARSE if any(graph.constants.is_sparse(n) for n in node.input) else Why.WEIGHT_NOT_CONSTANT
+    return _chain_refusal(graph, graph.constants.chain(name) or [])
 
 
 def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
     quantized = {a.tensor_name for a in graph.model.graph.quantization_annotation}
-    if graph.overridable.intersection(chain):
+    if graph.constants.overridable.intersection(chain):
         return Why.OVERRIDABLE
     if graph.outputs.intersection(chain):
         return Why.IS_OUTPUT
@@ -107,13 +106,14 @@ def _values(weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | Why:
         return Why.DTYPE
     if weight.size == 0:
         return Why.EMPTY
-    return weight if bool(np.isfinite(weight.astype(np.float32, copy=False)).all()) else Why.NOT_FINITE
+    wide = weight if weight.dtype.kind == "f" else weight.astype(np.float32)
+    return weight if bool(np.isfinite(wide).all()) else Why.NOT_FINITE
 
 
 def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     name = _weight_name(graph, node) or ""
     side = "right" if name == node.input[1] else "left"
-    value = _values(graph.constant(name))
+    value = _values(graph.constants.value(name))
     if isinstance(value, Why):
         return value
     if value.ndim != 2:
@@ -128,11 +128,15 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
 
 
 def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
-    value = _values(graph.constant(node.input[1]))
+    value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
     weight = value if attribute(node, "transB", 0) else value.T
-    weight = (weight * np.asarray(attribute(node, "alpha", 1.0), weight.dtype)).astype(weight.dtype)
+    with np.errstate(over="ignore"):
+        scaled = (weight.astype(np.float64) * attribute(node, "alpha", 1.0)).astype(weight.dtype)
+    weight = scaled
+    if not np.isfinite(weight.astype(np.float64)).all():
+        return Why.NOT_FINITE
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(weight))
     if bias is None:
         return Why.BIAS
@@ -142,7 +146,7 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
 
 
 def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
-    value = _values(graph.constant(node.input[1]))
+    value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
     if attribute(node, "group", 1) != 1:
@@ -163,15 +167,23 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         dilations=tuple(attribute(node, "dilations", [1] * spatial)),
         pads=tuple(attribute(node, "pads", [0] * (2 * spatial))),
         auto_pad=auto_pad,
+        then=_activation(graph, folded.y),
     )
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
 
+def _activation(graph: Graph, y: str) -> str:
+    """The activation that alone reads a convolution's output; one that only clips is timed as a Relu."""
+    position = only_reader(graph, y)
+    op = "" if position is None else graph.protos[position].op_type
+    return {"Clip": "Relu", "LeakyRelu": "Relu"}.get(op, op if op in ("Relu", "Sigmoid", "Tanh") else "")
+
+
 def _vector(graph: Graph, name: str, outputs: int) -> Array | None:
-    """A bias over the output channels, float64; zeros when there is none, None when it is something else."""
+    """A bias over the output channels, float64; zeros when there is none, None when it is not fixed or not finite."""
     if not name:
         return np.zeros(outputs)
-    value = graph.constant(name)
+    value = graph.constants.fixed(name)
     if value is None or value.size not in (1, outputs) or value.shape[:-1] not in ((), (1,)):
         return None
     return np.broadcast_to(value.astype(np.float64).reshape(-1), (outputs,)).copy()

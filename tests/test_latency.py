@@ -68,6 +68,6 @@ def test_the_file_names_the_machine_in_words(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    known = table(tmp_path / "file")
+    known = table(tmp_path / "file" / "cache")
     known.measure(GEOMETRY, {DENSE: dense})
     known.save()

@@ -1,36 +1,54 @@
-"""One probe a site: the loss of the model per unit of the site's own error."""
+"""A few probes a site: the curve from local error to output loss, and where a straight line does not hold."""
 
 from __future__ import annotations
 
 import pytest
 
-from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.plan import Decision
-from onnx_lowrank.sensitivity import sensitivities
+from onnx_lowrank.sensitivity import Response, probe_ranks, responses
 
-
-def choices(node: str, errors: list[float]) -> Choices:
-    candidates = tuple(Candidate("svd", 16 * (i + 1), e, 1.0, e) for i, e in enumerate(errors))
-    return Choices(Decision(node, "MatMul", (64, 64), ms_before=2.0), candidates)
+ERRORS = {8: 0.3, 16: 0.08, 24: 0.03, 32: 0.01, 64: 0.001}
 
 
 def test_a_linear_model_of_the_loss_is_recovered_exactly() -> None:
-    truth = {"a": 0.5, "b": 3.0}
-    given = [choices("a", [0.2, 0.011, 0.0001]), choices("b", [0.09, 0.02])]
-    errors = {(c.dense.node, k.rank): k.error for c in given for k in c.candidates}
-    probed: list[Decision] = []
+    probed: list[tuple[str, int]] = []
 
-    def loss_of(decision: Decision) -> float:
-        probed.append(decision)
-        assert decision.rank is not None
-        return truth[decision.node] * errors[(decision.node, decision.rank)]
+    def loss_of(node: str, rank: int) -> float:
+        probed.append((node, rank))
+        return {"a": 0.5, "b": 3.0}[node] * ERRORS[rank]
 
-    assert sensitivities(given, loss_of, lambda *_: None) == pytest.approx(truth)
-    assert [(d.node, d.rank) for d in probed] == [("a", 32), ("b", 32)]  # the errors nearest to 0.01
+    found = responses([("a", ERRORS), ("b", ERRORS)], loss_of, lambda *_: None)
+    for node, slope in (("a", 0.5), ("b", 3.0)):
+        assert found[node].linear
+        for error in (0.0, 0.002, 0.01, 0.05, 0.4):
+            assert found[node].loss(error) == pytest.approx(slope * error)
+    assert probed == [("a", 16), ("a", 32), ("b", 16), ("b", 32)]  # no third probe where a line holds
 
 
-def test_a_site_without_candidates_costs_no_probe() -> None:
-    def never(decision: Decision) -> float:
-        raise AssertionError(decision)
+def test_where_a_line_does_not_hold_a_third_probe_lies_between() -> None:
+    probed: list[int] = []
 
-    assert sensitivities([choices("a", [])], never, lambda *_: None) == {}
+    def loss_of(node: str, rank: int) -> float:
+        del node
+        probed.append(rank)
+        return ERRORS[rank] ** 2
+
+    response = responses([("a", ERRORS)], loss_of, lambda *_: None)["a"]
+    assert probed == [16, 32, 24]
+    assert not response.linear
+    assert response.loss(0.03) == pytest.approx(0.03**2)
+
+
+def test_one_probe_is_enough_where_no_more_are_asked_for() -> None:
+    assert probe_ranks(ERRORS, 1) == (24,)  # nearest to the middle of the targets
+
+
+def test_a_site_whose_ranks_are_all_exact_is_not_probed() -> None:
+    assert probe_ranks({4: 0.0}, 2) == ()
+    assert responses([("a", {4: 0.0})], lambda *_: 1.0, lambda *_: None) == {}
+
+
+def test_the_curve_goes_on_as_it_ends_and_starts_at_nothing() -> None:
+    response = Response(((0.01, 0.001), (0.1, 0.02)))
+    assert response.loss(0.0) == 0.0
+    assert response.loss(0.005) == pytest.approx(0.0005)
+    assert response.loss(0.2) == pytest.approx(0.04)

@@ -30,7 +30,11 @@ LEVELS: Final[dict[str, int]] = {
     "allocate": 2,
     "fragment": 2,
     "plan": 2,
+    "policies": 2,
+    "search": 2,
+    "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
+    "constants": 3,
     "files": 3,
     "graph": 3,
     "protos": 3,
@@ -38,12 +42,14 @@ LEVELS: Final[dict[str, int]] = {
     "saving": 3,
     "tensors": 3,
     # what measures
+    "cache": 4,
     "calibration": 4,
     "data": 4,
     "inputs": 4,
     "latency": 4,
     "loaders": 4,
     "measure": 4,
+    "metrics": 4,
     "sensitivity": 4,
     "synthetic": 4,
     "tables": 4,
@@ -58,10 +64,14 @@ LEVELS: Final[dict[str, int]] = {
     "passes.survey": 5,
     "passes.svd": 5,
     # what drives them
+    "candidates": 6,
     "compare": 6,
+    "insitu": 6,
     "outcome": 6,
     "pipeline": 6,
+    "planning": 6,
     "prepare": 6,
+    "probe": 6,
     "report": 6,
     "rewrite": 6,
     "run": 6,
@@ -81,6 +91,8 @@ LEVELS: Final[dict[str, int]] = {
     # the command line
     "__main__": 8,
     "cli": 8,
+    "commands": 8,
+    "options": 8,
 }
 """Every module without its `onnx_lowrank.`; '' is the facade."""
 
@@ -93,7 +105,12 @@ SHARED_BY_PASSES: Final = {
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
 
-SOLE_IMPORTER: Final = {"onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "click": "cli"}
+IMPORTERS: Final = {
+    "onnx_graphsurgeon": {"graph"},
+    "onnxruntime": {"runtime"},
+    "click": {"cli", "commands", "options"},
+}
+"""The fence around each foreign library."""
 
 
 def _sources() -> dict[str, Path]:
@@ -156,13 +173,13 @@ def test_passes_stand_alone(module: str) -> None:
 
 def test_only_the_command_line_imports_the_zoo() -> None:
     importers = {m for m in SOURCES for name in _inner(m) if name.partition(".")[0] == "models"}
-    assert {name for name in importers if name.partition(".")[0] != "models"} <= {"cli"}
+    assert {name for name in importers if name.partition(".")[0] != "models"} <= {"commands"}
 
 
-@pytest.mark.parametrize("library", SOLE_IMPORTER)
-def test_one_importer_for_each_library(library: str) -> None:
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_each_library_stays_behind_its_fence(library: str) -> None:
     importers = {m for m in SOURCES for name in _imports(m) if name.partition(".")[0] == library}
-    assert importers == {SOLE_IMPORTER[library]}
+    assert importers == IMPORTERS[library]
 
 
 @pytest.mark.parametrize("module", SOURCES)

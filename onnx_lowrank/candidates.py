@@ -1,0 +1,141 @@
+"""What every site could become: ranks on a grid that follows the measured curve, timed at every shape."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnx_lowrank import measure
+from onnx_lowrank.allocate import Candidate, Choices
+from onnx_lowrank.calibration import Fits
+from onnx_lowrank.fragment import Fragment, Kind
+from onnx_lowrank.latency import DENSE, LatencyTable
+from onnx_lowrank.linalg import Factorization
+from onnx_lowrank.passes import KINDS
+from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.prepare import Loaded, Progress
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.sites import Geometry, Site, Why
+from onnx_lowrank.staircase import TILE, rank_grid, refine, right_edges
+
+MAX_ERROR = 0.5
+"""A site that loses half of its output's variance is never worth timing."""
+
+_MARGIN = 0.02  # beyond the noise by which a candidate must beat dense
+_REFINEMENTS = 2
+
+Ranks = dict[str, set[int]]
+"""Ranks by the name of a kind."""
+
+
+def measured_choices(
+    loaded: Loaded, fits: Fits, table: LatencyTable, settings: Settings, progress: Progress
+) -> list[Choices]:
+    """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
+    kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
+    wanted: dict[tuple[Geometry, ...], Ranks] = {}
+    for site in loaded.sites:
+        ranks = wanted.setdefault(site.geometries, {})
+        for name, found in _first_ranks(site.geometry, fits[site.name].factorization, kinds).items():
+            ranks.setdefault(name, set()).update(found)
+    times: dict[tuple[Geometry, ...], dict[str, float]] = {}
+    for done, (geometries, ranks) in enumerate(wanted.items()):
+        progress("measure", done, len(wanted))
+        times[geometries] = _adaptively(geometries, ranks, kinds, table)
+        table.save()
+    progress("measure", len(wanted), len(wanted))
+    return [
+        _choices(site, loaded, fits[site.name].factorization, wanted[site.geometries], times[site.geometries], kinds,
+                 max((table.noise(g) for g in site.geometries), default=0.0))
+        for site in loaded.sites
+    ]  # fmt: skip
+
+
+def _first_ranks(geometry: Geometry, spectrum: Factorization, kinds: Mapping[str, Kind]) -> Ranks:
+    found: Ranks = {}
+    for name, kind in kinds.items():
+        if kind.applies(geometry):
+            ranks = {r for r in rank_grid(kind.max_rank(geometry)) if spectrum.relative(r) <= MAX_ERROR}
+            if ranks:
+                found[name] = ranks
+    return found
+
+
+def _adaptively(
+    geometries: tuple[Geometry, ...], ranks: Ranks, kinds: Mapping[str, Kind], table: LatencyTable
+) -> dict[str, float]:
+    """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `ranks`."""
+    times: dict[str, float] = {}
+    for _ in range(1 + _REFINEMENTS):
+        labels = {f"{name} {rank}": (kinds[name], rank) for name in ranks for rank in sorted(ranks[name])}
+        if not labels.keys() - times.keys():
+            break
+        times = _mean([_time(geometry, labels, table) for geometry in geometries])
+        if DENSE not in times:
+            break
+        noise = max(table.noise(geometry) for geometry in geometries)
+        for name, known in ranks.items():
+            ms = {rank: times[f"{name} {rank}"] for rank in known if f"{name} {rank}" in times}
+            allowed = range(max(min(known), TILE), max(known) + 1)
+            known.update(refine(ms, times[DENSE], noise, allowed))
+    return times
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {label: float(np.mean([row[label] for row in rows])) for label in rows[0] if all(label in r for r in rows)}
+
+
+def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: LatencyTable) -> dict[str, float]:
+    """Milliseconds by label. The time depends on shapes only, so the weights are random."""
+    rng = np.random.default_rng(0)
+    n, k = geometry.outputs, geometry.inputs
+    bias = rng.standard_normal(n)
+
+    def dense() -> Fragment:
+        return dense_fragment(geometry, rng.standard_normal((n, k)) / k**0.5, bias)
+
+    def factored(kind: Kind, rank: int) -> Fragment:
+        left = np.linalg.qr(rng.standard_normal((n, rank)))[0]
+        return kind.build(geometry, left, rng.standard_normal((rank, k)) / k**0.5, bias)
+
+    makers: dict[str, Callable[[], Fragment]] = {DENSE: dense}
+    makers |= {label: functools.partial(factored, kind, rank) for label, (kind, rank) in labels.items()}
+    return table.measure(geometry, makers)
+
+
+def _choices(
+    site: Site,
+    loaded: Loaded,
+    spectrum: Factorization,
+    ranks: Ranks,
+    ms: Mapping[str, float],
+    kinds: Mapping[str, Kind],
+    noise: float,
+) -> Choices:
+    geometry = site.geometry
+    positions = macs_per_weight(site, loaded)
+    weights = geometry.outputs * geometry.inputs
+    dense = Decision(site.name, geometry.op, (geometry.outputs, geometry.inputs), ms_before=ms.get(DENSE))
+    if not ranks:
+        small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
+        return Choices(dense.keep(Why.TOO_SMALL if small else Why.LOSS), (), (), positions * weights, weights)
+    timed, faster = [], []
+    for name, tried in ranks.items():
+        by_rank = {rank: ms[f"{name} {rank}"] for rank in tried if f"{name} {rank}" in ms}
+        edges = right_edges(by_rank, noise)
+        for rank, time in sorted(by_rank.items()):
+            error, cost = spectrum.relative(rank), kinds[name].cost(geometry, rank)
+            candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
+            timed.append(candidate)
+            if rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN) and error <= MAX_ERROR:
+                faster.append(candidate)
+    return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
+
+
+def macs_per_weight(site: Site, loaded: Loaded) -> int:
+    """How often every weight of a site is used on the timed sample: its number of output positions."""
+    position = site.nodes[0]
+    return measure.multiply_adds({position: loaded.runs[0][position]}) // (site.geometry.outputs * site.geometry.inputs)

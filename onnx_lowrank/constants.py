@@ -1,0 +1,84 @@
+"""Constants of a model: weights followed to their data through Constant, Identity, Transpose and Cast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_lowrank.files import read_tensor
+from onnx_lowrank.protos import evaluated, plain_constant
+
+CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
+"""Operators through which a weight is followed to its data."""
+
+
+def is_constant_op(node: onnx.NodeProto) -> bool:
+    """Whether a weight may be followed through this node."""
+    return node.op_type in CONSTANT_OPS and node.domain in ("", "ai.onnx")
+
+
+class Constants:
+    """The constant tensors of a model's main graph, by name.
+
+    Attributes:
+        overridable: initializers that a caller may replace, being graph inputs too.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self._initializers = {t.name: t for t in model.graph.initializer}
+        self._nodes = {n.output[0]: n for n in model.graph.node if is_constant_op(n) and n.output}
+        # Before IR 4 every initializer is listed as an input, and none can be overridden.
+        self.overridable = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
+
+    def chain(self, tensor: str) -> list[str] | None:
+        """Names from a tensor back to its data through Identity, Transpose and Cast; None when it is computed."""
+        chain = [tensor]
+        while chain[-1] not in self._initializers:
+            node = self._nodes.get(chain[-1])
+            if node is None or len(chain) > 16:
+                return None
+            if node.op_type == "Constant":
+                return chain
+            chain.append(node.input[0])
+        return chain
+
+    def overrides(self, tensor: str) -> bool:
+        """Whether a caller can change a constant tensor, because it or what it comes from is also a graph input."""
+        return bool(self.overridable.intersection(self.chain(tensor) or ()))
+
+    def fixed(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of a constant tensor that no caller can change and whose entries are finite, else None."""
+        value = None if self.overrides(tensor) else self.value(tensor)
+        return value if value is not None and bool(np.isfinite(value.astype(np.float64)).all()) else None
+
+    def is_sparse(self, tensor: str) -> bool:
+        """Whether a tensor is a sparse initializer or the sparse value of a Constant node."""
+        node = self._nodes.get(tensor)
+        stored = any(t.values.name == tensor for t in self._model.graph.sparse_initializer)
+        return stored or (node is not None and any(a.name == "sparse_value" for a in node.attribute))
+
+    def value(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of a constant tensor, evaluated through Identity, Transpose and Cast; None when it is computed."""
+        chain = self.chain(tensor)
+        if chain is None:
+            return None
+        root = self._root_tensor(chain[-1])
+        if root is None:
+            return None
+        value = read_tensor(root, self._folder)
+        for name in reversed(chain[:-1]):
+            value = evaluated(self._nodes[name], value)
+        return value
+
+    def _root_tensor(self, name: str) -> onnx.TensorProto | None:
+        initializer: onnx.TensorProto | None = self._initializers.get(name)
+        if initializer is not None:
+            return initializer
+        node = self._nodes[name]
+        tensors: list[onnx.TensorProto] = [a.t for a in node.attribute if a.name == "value"]
+        return tensors[0] if tensors else plain_constant(node)

@@ -1,0 +1,71 @@
+"""What the sites cost inside the whole model: the runtime's own profile, node by node."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnx_lowrank.allocate import Candidate, Choices
+from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.runtime import node_times
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.sites import Site
+
+Factors = Mapping[str, tuple[float, float]]
+"""By node: in-situ over predicted time of the dense weight, and of what the plan put in its place."""
+
+
+def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
+    """Milliseconds of every site's own weight inside the original model."""
+    graph = Graph(loaded.file.model, loaded.file.folder)
+    for site in loaded.sites:
+        fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
+        graph.apply(Patch(site.name, site.nodes, site.x, site.y, fragment, "profile"))
+    times = node_times(
+        graph.commit(), loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
+    )
+    return by_site(times, loaded.sites)
+
+
+def by_site(times: Mapping[str, float], sites: Sequence[Site]) -> dict[str, float]:
+    """Sum of the times of the nodes whose names start with `SITE/`: the runtime keeps names when it fuses."""
+    found: dict[str, float] = {}
+    names = sorted((site.name for site in sites), key=len, reverse=True)
+    for node, ms in times.items():
+        owner = next((name for name in names if node.startswith(f"{name}/")), None)
+        if owner is not None:
+            found[owner] = found.get(owner, 0.0) + ms
+    return found
+
+
+def factors(
+    decisions: Sequence[Decision], dense: Mapping[str, float], rewritten: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """In-situ over predicted times of the rewritten sites; a site that the profile does not show is left out."""
+    found = {}
+    for d in decisions:
+        if d.kind and d.ms_before and d.ms_after and d.node in dense and d.node in rewritten:
+            found[d.node] = (dense[d.node] / d.ms_before, rewritten[d.node] / d.ms_after)
+    return found
+
+
+def corrected(choices: Sequence[Choices], known: Factors) -> list[Choices]:
+    """The choices with their milliseconds as the profile says; what is no longer faster is no candidate."""
+    return [_corrected(choice, known.get(choice.dense.node)) for choice in choices]
+
+
+def _corrected(choice: Choices, factor: tuple[float, float] | None) -> Choices:
+    if factor is None or choice.dense.ms_before is None:
+        return choice
+    dense = dataclasses.replace(choice.dense, ms_before=choice.dense.ms_before * factor[0])
+
+    def scaled(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        return tuple(dataclasses.replace(c, ms=c.ms * factor[1]) for c in candidates)
+
+    faster = tuple(c for c in scaled(choice.candidates) if c.ms < (dense.ms_before or 0.0))
+    return dataclasses.replace(choice, dense=dense, candidates=faster, timed=scaled(choice.timed))

@@ -1,0 +1,181 @@
+"""Options of the command line: what every command shares, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, default_cache
+
+PATH = click.Path(path_type=Path)
+
+
+def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
+    """Several click options as one decorator, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(chosen):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+DATA = click.option(
+    "--data",
+    "-d",
+    multiple=True,
+    metavar="SRC",
+    help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.",
+)
+WHERE = (
+    click.option("--provider", default=None, help="Execution provider that will run the model [default: cpu]."),
+    click.option("--threads", type=int, default=None, help="Intra-op threads of every timing [default: 1]."),
+    click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME:1,3,224,224",
+        help="Shape of synthetic inputs and timings; an input given twice is timed at both.",
+    ),
+    click.option("--samples", type=int, default=None, help="Read at most so many samples [default: 256]."),
+    click.option("--seed", type=int, default=None, help="Seed of every random choice [default: 0]."),
+)
+WHAT = (
+    click.option("--include", multiple=True, metavar="GLOB", help="Only nodes with such names. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No nodes with such names. Repeatable."),
+    click.option("--kinds", default=None, help=f"Ways to rewrite a site [default: {','.join(KIND_NAMES)}]."),
+    click.option("--plan-out", type=PATH, help="Write the plan (JSON), to be reviewed and replayed by apply."),
+)
+GOAL = (
+    click.option(
+        "--max-loss",
+        type=float,
+        default=None,
+        help="Goal: the fastest within this relative squared error of the outputs [default: 0.01].",
+    ),
+    click.option("--speedup", type=float, default=None, help="Goal: the least loss at this measured speed-up."),
+    click.option("--size", type=float, default=None, help="Goal: the least loss at this fraction of the weights."),
+)
+HOW = (
+    click.option("--metric", default=None, help=f"{', '.join(METRIC_NAMES)} or file.py:function [default: relative]."),
+    click.option("--max-drop", type=float, default=None, help="The limit for another --metric [default: 0.01]."),
+    click.option("--output-weight", "output_weights", multiple=True, metavar="NAME:2", help="Weight in the loss."),
+    click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
+)
+CACHE = click.option(
+    "--cache",
+    type=PATH,
+    default=None,
+    help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
+)
+SHOW = (
+    click.option("--report", "report_to", type=PATH, help="Write the report as JSON."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
+    click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
+)
+WRITE = (
+    click.option("-o", "--output", "out", type=PATH, required=True, help="Where the result goes; never partial."),
+    click.option("--in-place", is_flag=True, help="Allow OUT to be MODEL."),
+    click.option(
+        "--external-data/--embedded-data",
+        default=None,
+        help="Weights beside the model or inside [default: as the model has them].",
+    ),
+    click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
+)
+
+
+def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What concerns showing, and what the library takes; options that were not given are left out."""
+    show = {name: given.pop(name) for name in ("report_to", "as_json", "quiet", "verbose")}
+    choices = {name: value for name, value in given.items() if value is not None and value != ()}
+    if "kinds" in choices:
+        choices["kinds"] = tuple(kind.strip() for kind in choices["kinds"].split(",") if kind.strip())
+    if "shapes" in choices:
+        choices["shapes"] = _shape_sets([_shape(text) for text in choices["shapes"]])
+    if "output_weights" in choices:
+        choices["output_weights"] = dict(_weight(text) for text in choices["output_weights"])
+    return show, choices
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.005,0.01` as numbers.
+
+    Raises:
+        SettingsError: not such a list.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SettingsError(f"--losses '{text}' is not a list of numbers such as 0.005,0.01") from None
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, colon, number = text.rpartition(":")
+    try:
+        return name, float(number if colon and name else "none")
+    except ValueError:
+        raise SettingsError(f"--output-weight '{text}' is not of the form NAME:2") from None
+
+
+def _shape_sets(given: list[tuple[str, tuple[int, ...]]]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The n-th shape of every input makes the n-th set; an input with fewer keeps its last one."""
+    by_name: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in given:
+        by_name.setdefault(name, []).append(shape)
+    count = max(map(len, by_name.values()))
+    return tuple({name: shapes[min(i, len(shapes) - 1)] for name, shapes in by_name.items()} for i in range(count))
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, colon, sizes = text.rpartition(":")
+    try:
+        shape = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size)
+        if not colon or not name or any(size < 1 for size in shape):
+            raise ValueError
+    except ValueError:
+        raise SettingsError(f"--shape '{text}' is not of the form NAME:1,3,224,224") from None
+    return name, shape
+
+
+def check_side_outputs(plan_out: Path | None, report_to: Path | None) -> None:
+    """Refuse, before hours of work, a plan or report file that could not be written at the end.
+
+    Raises:
+        SettingsError: a name or a folder that cannot be used.
+    """
+    if report_to is not None and report_to.suffix != ".json":
+        raise SettingsError(f"--report {report_to}: reports are written as .json; give a name that ends so")
+    for path in (plan_out, report_to):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise SettingsError(f"{path}: cannot be written there; give a file in a folder that exists")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        SettingsError: it cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
+        Path(name).replace(path)
+    except OSError as fault:
+        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

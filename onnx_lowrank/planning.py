@@ -1,0 +1,237 @@
+"""From measured candidates to a plan: probe, choose for all sites at once, build, measure, correct, choose again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+
+from onnx_lowrank import insitu, measure
+from onnx_lowrank.allocate import Candidate, Choices, Plans, predicted_loss, predicted_ms, settle
+from onnx_lowrank.candidates import measured_choices
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.policies import POLICIES
+from onnx_lowrank.probe import Probes
+from onnx_lowrank.run import Run
+from onnx_lowrank.runtime import node_times
+from onnx_lowrank.search import search
+from onnx_lowrank.sensitivity import responses
+
+Decisions = tuple[Decision, ...]
+
+_PROBE_MACS = 2.5e12  # multiply-adds that all probes together may take: about two minutes of two cores
+_ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
+_POLISH_ROUNDS = 2
+
+
+def choose(run: Run) -> list[Choices]:
+    """Every site's candidates with their measured times and estimated losses."""
+    choices = measured_choices(run.loaded, run.fits, run.table, run.settings, run.clock)
+    return _with_losses(run, choices)
+
+
+def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
+    """Choose kinds and ranks for the goal in the settings, on built and measured models.
+
+    Args:
+        data: names of the data, to be kept in the plan.
+        choices: from `choose`, where several plans are made of them.
+    """
+    found = list(choices) if choices is not None else choose(run)
+    decisions = _additive(run, found, _reach(run, found))
+    loaded, settings = run.loaded, run.settings
+    return Plan(
+        model_sha256=loaded.file.sha256,
+        decisions=decisions,
+        max_loss=settings.limit if np.isfinite(settings.limit) else None,
+        provider=settings.provider,
+        threads=settings.threads,
+        seed=settings.seed,
+        samples=settings.samples,
+        data=data,
+        shapes=tuple(tuple(sorted(shapes.items())) for shapes in settings.shapes),
+        metric=settings.metric,
+        policy=settings.policy,
+    )
+
+
+def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
+    """Estimate every candidate's loss from probes of its site."""
+    asked = [c for c in choices if c.candidates or (c.timed and run.settings.policy != "knapsack")]
+    if not asked:
+        return choices
+    macs = max(measure.multiply_adds(dict(run.loaded.runs[0])), 1)
+    samples = int(np.clip(_PROBE_MACS / (macs * 2 * len(asked)), 3, 16))
+    probes = 2 if macs * 2 * len(asked) * samples <= 2 * _PROBE_MACS else 1
+    names = {c.dense.node for c in asked}
+    probed = Probes(run.loaded, [s for s in run.loaded.sites if s.name in names], run.fits, run.settings, samples)
+    errors = [(c.dense.node, {k.rank: k.error for k in c.candidates or c.timed}) for c in asked]
+    found = responses(errors, probed.loss, lambda done, total: run.clock("probe", done, total), probes=probes)
+    run.probes = {
+        "sites": len(asked),
+        "runs": samples * sum(len(r.points) for r in found.values()),
+        "samples": samples,
+        "not_linear": sorted(node for node, r in found.items() if not r.linear),
+    }
+
+    def weighted(node: str, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        return tuple(dataclasses.replace(c, loss=found[node].loss(c.error)) for c in candidates)
+
+    return [
+        dataclasses.replace(
+            c, candidates=weighted(c.dense.node, c.candidates), timed=weighted(c.dense.node, c.timed)
+        )
+        if c.dense.node in found
+        else c
+        for c in choices
+    ]  # fmt: skip
+
+
+def _reach(run: Run, choices: Sequence[Choices]) -> Decisions:
+    """The plan for the goal; all dense when none reaches it."""
+    dense = tuple(c.stay() for c in choices)
+    if run.settings.size is not None:
+        return _sized(run, choices) or dense
+    plans = POLICIES[run.settings.policy](choices, lambda: _spectra(run))
+    plans = sorted(plans, key=lambda plan: plan[0])
+    if run.settings.speedup is not None:
+        return _fast_enough(run, plans, run.settings.speedup) or dense
+    return _within_loss(run, plans, choices) or dense
+
+
+def _spectra(run: Run) -> dict[str, Array]:
+    return {s.name: scipy.linalg.svdvals(s.weight.astype(np.float64)) for s in run.loaded.sites}
+
+
+def _within_loss(run: Run, plans: Plans, choices: Sequence[Choices]) -> Decisions | None:
+    """The furthest plan whose measured loss holds, then between it and the next one by the whole knapsack."""
+    limit = run.settings.limit
+    found = search(plans, lambda decisions: _measured_loss(run, decisions), limit)
+    run.clock("decide", 1, 1)
+    if found is None or run.settings.policy != "knapsack":
+        return found and found[0]
+    best, loss = found
+    for _ in range(_POLISH_ROUNDS):
+        budget = predicted_loss(best) * 0.99 * limit / max(loss, 1e-12)
+        better = settle(choices, least="ms", limited="loss", limit=budget)
+        if better is None or better == best or predicted_ms(better) <= predicted_ms(best):
+            break
+        measured = _measured_loss(run, better)
+        if measured > limit:
+            break
+        best, loss = better, measured
+    return best
+
+
+def _measured_loss(run: Run, decisions: Decisions) -> float:
+    run.clock("decide", len(run.frontier), len(run.frontier) + 1)
+    loss = run.loss_of(decisions)
+    ms = sum(d.ms_after or d.ms_before or 0.0 for d in decisions)
+    rewritten = sum(d.kind is not None for d in decisions)
+    point = {"rewritten": rewritten, "ms": ms, "predicted": predicted_loss(decisions), "loss": loss}
+    run.frontier.append({k: v if np.isfinite(v) else None for k, v in point.items()})
+    return loss
+
+
+def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
+    """The mildest plan whose measured time is short enough; the fastest one, with a warning, when none is."""
+    if not plans:
+        return None
+    before = _whole(run, plans[-1][1])["before"]
+    fastest_first = [(1 - predicted_ms(decisions) / before, decisions) for _, decisions in reversed(plans)]
+
+    def share(decisions: Decisions) -> float:
+        run.clock("decide", len(run.frontier), len(run.frontier) + 1)
+        times = _whole(run, decisions)
+        return times["after"] / times["before"]
+
+    found = search(fastest_first, share, 1 / speedup)
+    run.clock("decide", 1, 1)
+    if found is not None:
+        return found[0]
+    run.warnings.append(f"no plan reaches speed-up {speedup:g}: this is the fastest one")
+    return plans[-1][1]
+
+
+def _sized(run: Run, choices: Sequence[Choices]) -> Decisions | None:
+    """The least loss at a fraction of the weights; the smallest plan, with a warning, when that is too small."""
+    assert run.settings.size is not None
+    total = measure.parameters(run.loaded.file.model)
+    elsewhere = total - sum(c.weights for c in choices)
+    limit = run.settings.size * total - elsewhere
+    found = settle(choices, least="loss", limited="weights", limit=limit) if limit > 0 else None
+    if found is None:
+        run.warnings.append(f"no plan that is faster reaches size {run.settings.size:g}: this is the smallest one")
+        found = settle(choices, least="weights", limited="loss", limit=float(len(choices)) * 1e6)
+    return found
+
+
+def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisions:
+    """Hold the sum of the sites' predictions against the whole model; correct by the profile and choose again."""
+    if run.table.given or not any(d.kind for d in decisions):
+        return decisions
+    found = _prediction(run, decisions)
+    if abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE:
+        known = _factors(run, decisions)
+        choices[:] = insitu.corrected(choices, known)
+        decisions = _reach(run, choices)
+        if any(d.kind for d in decisions):
+            found = _prediction(run, decisions) | {"corrected_sites": len(known)}
+    run.additivity = found
+    return decisions
+
+
+def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
+    times = _whole(run, decisions)
+    return {
+        "before_ms": times["before"],
+        "predicted_ms": times["before"] - predicted_ms(decisions),
+        "measured_ms": times["after"],
+        "corrected_sites": 0,
+    }
+
+
+def _whole(run: Run, decisions: Decisions) -> dict[str, float]:
+    """Milliseconds of the original and of a built plan, turn about; kept in the table."""
+
+    def timed() -> dict[str, float]:
+        return measure.quick_race(
+            run.loaded.file.path,
+            run.build(decisions),
+            run.loaded.feeds,
+            provider=run.settings.provider,
+            threads=run.settings.threads,
+            seed=run.settings.seed,
+            folder=run.loaded.file.folder,
+        )
+
+    return run.table.recall(f"model {_digest(run, decisions)}", timed)
+
+
+def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
+    dense = run.table.recall(
+        f"in situ {run.loaded.file.sha256[:16]}", lambda: insitu.dense_times(run.loaded, run.settings)
+    )
+
+    def rewritten() -> dict[str, float]:
+        times = node_times(
+            run.build(decisions),
+            run.loaded.feeds[0],
+            run.loaded.file.folder,
+            provider=run.settings.provider,
+            threads=run.settings.threads,
+        )
+        return insitu.by_site(times, run.loaded.sites)
+
+    return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
+
+
+def _digest(run: Run, decisions: Decisions) -> str:
+    shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
+    chosen = [(d.node, d.kind, d.rank) for d in decisions if d.kind]
+    text = f"{run.loaded.file.sha256} {shapes} {chosen}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""One session for all probes: the model with its sites' weights as inputs, so that a run may override one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_lowrank.calibration import Fits, fitted
+from onnx_lowrank.fragment import Fragment
+from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.metrics import RelativeLoss
+from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.runtime import Session, with_outputs
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.sites import Site
+from onnx_lowrank.validation import References
+
+
+class Probes:
+    """The original on a few calibration samples, ready to run with one site's weight replaced.
+
+    Read are the outputs before a final Softmax, by the relative squared error, whatever the metric is: it ranks
+    sites also where a metric of the task does not move on a few samples.
+
+    Args:
+        sites: those that may be probed.
+        samples: how many calibration samples.
+    """
+
+    def __init__(self, loaded: Loaded, sites: Sequence[Site], fits: Fits, settings: Settings, samples: int) -> None:
+        self._fits = fits
+        self._sites = {site.name: site for site in sites}
+        graph = Graph(loaded.file.model, loaded.file.folder)
+        self._names = {site.name: graph.apply(_dense(site)) for site in sites}
+        model = with_outputs(_overridable(graph.commit(), self._names), loaded.graph.smooth_outputs())
+        self._session = Session(model, provider=settings.provider, threads=0, folder=loaded.file.folder)
+        chosen = list(itertools.islice(loaded.calibration, samples))
+        self._references = References(self._session, chosen, RelativeLoss)
+
+    def loss(self, node: str, rank: int) -> float:
+        """Loss of the outputs when one site is the best approximation of that rank."""
+        site, fit = self._sites[node], self._fits[node]
+        left, right, bias = fitted(site, fit, rank)
+        fragment = dense_fragment(site.geometry, left @ right, bias)
+        fed: dict[str, npt.NDArray[Any]] = {
+            self._names[node][local]: array for local, array in fragment.constants.items()
+        }
+        return self._references.loss(self._session, fed).value()
+
+
+def _dense(site: Site) -> Patch:
+    fragment: Fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
+    return Patch(site.name, site.nodes, site.x, site.y, fragment, "probe")
+
+
+def _overridable(model: onnx.ModelProto, names: Mapping[str, Mapping[str, str]]) -> onnx.ModelProto:
+    """List the sites' constants as inputs too: from IR 4 on a caller may override such initializers."""
+    wanted = {name for given in names.values() for name in given.values()}
+    listed = {i.name for i in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in wanted - listed:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version = max(model.ir_version, 4)
+    return model

@@ -1,0 +1,60 @@
+"""Latency as a staircase in the rank: which ranks to time, and which of them the hardware rewards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+TILE = 16
+"""Channels of a block in the runtime's blocked layouts, and of a tensor-core tile; steps come at its multiples."""
+
+_BEND = 0.08  # of the dense time: two neighbours further apart than this deserve a rank between them
+
+
+def rank_grid(max_rank: int, points: int = 7) -> tuple[int, ...]:
+    """Ranks worth timing first, up to `max_rank`: about `points` multiples of 16, and some between two of them.
+
+    Below one tile the grid is fine. The ranks between two multiples show whether the hardware has steps at all;
+    where it has, `right_edges` removes them.
+    """
+    if max_rank < 1:
+        return ()
+    fine = [r for r in (1, 2, 3, 4, 6, 8, 12) if r <= min(max_rank, TILE)]
+    step = max(TILE, round(max_rank / points / TILE) * TILE)
+    coarse = list(range(step, max_rank + 1, step))
+    between = [r + TILE // 2 for r in coarse[::3] if r + TILE // 2 <= max_rank]
+    last = [max_rank // TILE * TILE] if max_rank >= TILE else [max_rank]
+    return tuple(sorted({*fine, *coarse, *between, *last}))
+
+
+def right_edges(ms: Mapping[int, float], noise: float) -> dict[int, float]:
+    """Keep the ranks at the right edge of each latency step (ALGORITHMS §3, rank quantisation).
+
+    A rank goes when a larger one is as fast within `noise` (a fraction): more rank for the same time. What stays
+    rises strictly with the rank. `ms` maps rank to milliseconds.
+    """
+    kept: dict[int, float] = {}
+    fastest_above = float("inf")
+    for rank in sorted(ms, reverse=True):
+        if ms[rank] * (1 + noise) < fastest_above:
+            kept[rank] = ms[rank]
+            fastest_above = ms[rank]
+    return dict(sorted(kept.items()))
+
+
+def refine(ms: Mapping[int, float], dense: float, noise: float, allowed: Iterable[int]) -> tuple[int, ...]:
+    """Ranks to time next: multiples of 16 halfway between neighbouring edges where the curve rises steeply.
+
+    Args:
+        ms: milliseconds by rank so far.
+        dense: milliseconds of the dense weight; what is slower is not looked at.
+        noise: fraction within which two times are equal.
+        allowed: ranks that may be asked for.
+    """
+    edges = [(rank, time) for rank, time in right_edges(ms, noise).items() if time < dense]
+    wanted, may = set(), set(allowed)
+    for (low, fast), (high, slow) in itertools.pairwise(edges):
+        middle = (low + high) // 2 // TILE * TILE
+        if slow - fast > _BEND * dense and low < middle < high and middle not in ms and middle in may:
+            wanted.add(middle)
+    return tuple(sorted(wanted))
