@@ -40,6 +40,7 @@ _STAGES = {
 }
 _TOP = 12
 _STAIRCASES = 6
+_NAME = 32
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _show_staircases(console: Console, report: Report) -> None:
 def _sites(report: Report, *, everything: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("site", "weight", "choice", "ms", "error"):
-        table.add_column(name, justify="left" if name in ("site", "choice") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in ("site", "choice") else "right", no_wrap=name != "choice")
     ordered = sorted(report.plan.decisions, key=lambda d: -((d.ms_before or 0) - (d.ms_after or d.ms_before or 0)))
     shared = _shared_path([d.node for d in ordered])
     for d in ordered if everything else ordered[:_TOP]:
@@ -146,10 +147,15 @@ def _sites(report: Report, *, everything: bool) -> Table:
         ms = "" if d.ms_before is None else f"{d.ms_before:.3f}"
         ms += f" → {d.ms_after:.3f}" if d.kind and d.ms_after is not None else ""
         error = "" if d.error is None else f"{d.error:.4f}"
-        table.add_row(d.node[shared:], f"{d.shape[0]}×{d.shape[1]}", choice, ms, error)
+        table.add_row(_short_name(d.node[shared:]), f"{d.shape[0]}×{d.shape[1]}", choice, ms, error)
     if not everything and len(ordered) > _TOP:
         table.add_row(f"… {len(ordered) - _TOP} more", "", "", "", "")
     return table
+
+
+def _short_name(name: str) -> str:
+    """The end of a long name, which tells more than its beginning."""
+    return name if len(name) <= _NAME else "…" + name[-_NAME + 1 :]
 
 
 def _shared_path(names: list[str]) -> int:

@@ -1,0 +1,94 @@
+"""The knapsack against brute force, the frontier against its own definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_lowrank.allocate import Candidate, Choices, frontier, predicted_loss, predicted_ms, settle
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.sites import Why
+
+
+def site(name: str, dense_ms: float, options: list[tuple[float, float]]) -> Choices:
+    """A site with candidates of (ms, loss); ranks count up."""
+    candidates = tuple(
+        Candidate("svd", rank + 1, 0.01, ms, loss, macs=int(1000 * ms), weights=int(100 * ms))
+        for rank, (ms, loss) in enumerate(options)
+    )
+    dense = Decision(name, "MatMul", (64, 64), ms_before=dense_ms)
+    return Choices(dense, candidates, candidates, macs=int(1000 * dense_ms), weights=int(100 * dense_ms))
+
+
+def total_ms(sites: list[Choices], decisions: tuple[Decision, ...]) -> float:
+    return sum(c.cost("ms") for c in sites) - predicted_ms(decisions)
+
+
+options = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.001, 1.0)), min_size=0, max_size=4)
+problems = st.lists(st.tuples(st.floats(1.0, 3.0), options), min_size=1, max_size=4).map(
+    lambda rows: [site(f"s{i}", ms, opts) for i, (ms, opts) in enumerate(rows)]
+)
+
+
+def brute(sites: list[Choices], limit: float) -> float:
+    """Least milliseconds of all plans whose loss is within the limit."""
+    best = np.inf
+    for chosen in itertools.product(*[(None, *c.candidates) for c in sites]):
+        loss = sum(k.loss for k in chosen if k)
+        ms = sum(k.ms if k else c.cost("ms") for c, k in zip(sites, chosen, strict=True))
+        if loss <= limit:
+            best = min(best, ms)
+    return float(best)
+
+
+@given(problems, st.floats(0.0, 2.0))
+def test_one_target_is_the_best_of_all_plans(sites: list[Choices], limit: float) -> None:
+    found = settle(sites, least="ms", limited="loss", limit=limit)
+    assert found is not None  # all dense has no loss
+    assert predicted_loss(found) <= limit + 1e-6
+    assert total_ms(sites, found) <= brute(sites, limit) * 1.002 + 1e-6
+
+
+@given(problems)
+def test_every_plan_of_the_frontier_is_the_best_within_its_loss(sites: list[Choices]) -> None:
+    for loss, decisions in frontier(sites):
+        assert loss == pytest.approx(predicted_loss(decisions))
+        assert total_ms(sites, decisions) <= brute(sites, loss * (1 + 1e-9) + 1e-12) + 1e-9
+
+
+@given(problems)
+def test_the_frontier_goes_from_mild_to_fast(sites: list[Choices]) -> None:
+    plans = frontier(sites)
+    losses = [loss for loss, _ in plans]
+    times = [total_ms(sites, decisions) for _, decisions in plans]
+    assert losses == sorted(losses)
+    assert times == sorted(times, reverse=True)
+    if plans:  # its end is the fastest plan there is
+        fastest = sum(min([c.cost("ms"), *(k.ms for k in c.candidates)]) for c in sites)
+        assert times[-1] == pytest.approx(fastest)
+
+
+def test_a_target_that_no_plan_reaches_is_none() -> None:
+    assert settle([site("a", 1.0, [(0.5, 0.1)])], least="loss", limited="weights", limit=10.0) is None
+
+
+def test_a_size_is_reached_with_the_least_loss() -> None:
+    sites = [site("a", 1.0, [(0.5, 0.3), (0.2, 0.4)]), site("b", 1.0, [(0.5, 0.1), (0.2, 0.9)])]
+    found = settle(sites, least="loss", limited="weights", limit=150)
+    assert found is not None
+    assert [(d.node, d.rank) for d in found] == [("a", None), ("b", 1)]
+
+
+def test_dense_keeps_its_reason() -> None:
+    nothing, slow = site("a", 1.0, []), site("b", 1.0, [(0.5, 0.1)])
+    small = Choices(nothing.dense.keep(Why.TOO_SMALL), ())
+    assert [c.stay().why for c in (nothing, slow, small)] == [Why.NOT_FASTER, Why.LOSS, Why.TOO_SMALL]
+
+
+def test_the_frontier_can_be_one_of_multiply_adds() -> None:
+    sites = [site("a", 1.0, [(0.5, 0.3)])]
+    assert [d[0].rank for _, d in frontier(sites, "macs")] == [1]
