@@ -98,7 +98,8 @@ def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: Lat
         return dense_fragment(geometry, rng.standard_normal((n, k)) / k**0.5, bias)
 
     def factored(kind: Kind, rank: int) -> Fragment:
-        left = np.linalg.qr(rng.standard_normal((n, rank)))[0]
+        # Rows of the identity are the obvious pivots, so that none are searched for.
+        left = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
         return kind.build(geometry, left, rng.standard_normal((rank, k)) / k**0.5, bias)
 
     makers: dict[str, Callable[[], Fragment]] = {DENSE: dense}

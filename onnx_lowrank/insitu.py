@@ -19,6 +19,8 @@ from onnx_lowrank.sites import Site
 Factors = Mapping[str, tuple[float, float]]
 """By node: in-situ over predicted time of the dense weight, and of what the plan put in its place."""
 
+_FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum")
+
 
 def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
     """Milliseconds of every site's own weight inside the original model."""
@@ -29,15 +31,37 @@ def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
     times = node_times(
         graph.commit(), loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
     )
-    return by_site(times, loaded.sites)
+    return by_site(times, loaded.sites, tails(loaded))
 
 
-def by_site(times: Mapping[str, float], sites: Sequence[Site]) -> dict[str, float]:
-    """Sum of the times of the nodes whose names start with `SITE/`: the runtime keeps names when it fuses."""
+def tails(loaded: Loaded) -> dict[str, str]:
+    """Sites by the tensors that may leave them when the runtime fuses what follows: activation, residual Add."""
+    graph, found = loaded.graph, {}
+    for site in loaded.sites:
+        tensor = site.y
+        for _ in range(3):
+            found[tensor] = site.name
+            readers = graph.readers(tensor)
+            if len(readers) != 1 or graph.protos[readers[0]].op_type not in _FUSED:
+                break
+            tensor = graph.protos[readers[0]].output[0]
+    return found
+
+
+def by_site(times: Mapping[str, float], sites: Sequence[Site], ends: Mapping[str, str]) -> dict[str, float]:
+    """Sum of the times of a site's nodes.
+
+    The runtime keeps names when it fuses, so that they start with `SITE/`; only convolutions in its blocked layout
+    are called after the tensor that leaves them (`TENSOR_nchwc`).
+
+    Args:
+        ends: sites by the tensors that may leave them.
+    """
     found: dict[str, float] = {}
     names = sorted((site.name for site in sites), key=len, reverse=True)
     for node, ms in times.items():
-        owner = next((name for name in names if node.startswith(f"{name}/")), None)
+        owner = ends.get(node.removesuffix("_nchwc")) if node.endswith("_nchwc") else None
+        owner = owner or next((name for name in names if node.startswith(f"{name}/")), None)
         if owner is not None:
             found[owner] = found.get(owner, 0.0) + ms
     return found

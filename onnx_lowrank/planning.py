@@ -174,9 +174,11 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
     """Hold the sum of the sites' predictions against the whole model; correct by the profile and choose again."""
     if run.table.given or not any(d.kind for d in decisions):
         return decisions
-    found = _prediction(run, decisions)
+    found = run.additivity = _prediction(run, decisions)
     if abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE:
         known = _factors(run, decisions)
+        if not known:
+            return decisions
         choices[:] = insitu.corrected(choices, known)
         decisions = _reach(run, choices)
         if any(d.kind for d in decisions):
@@ -225,7 +227,7 @@ def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
             provider=run.settings.provider,
             threads=run.settings.threads,
         )
-        return insitu.by_site(times, run.loaded.sites)
+        return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
 
     return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
 

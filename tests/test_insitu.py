@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.insitu import by_site, corrected, dense_times, factors
+from onnx_lowrank.insitu import by_site, corrected, dense_times, factors, tails
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import load
 from onnx_lowrank.settings import Settings
@@ -45,7 +45,9 @@ def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) ->
     assert set(times) == {"block", "block/inner"}
     assert all(ms > 0 for ms in times.values())
     named = {"block/dense": 1.0, "block/inner/dense": 2.0, "block/inner/bias": 0.5, "other": 9.0}
-    assert by_site(named, loaded.sites) == {"block": 1.0, "block/inner": 2.5}
+    assert by_site(named, loaded.sites, {}) == {"block": 1.0, "block/inner": 2.5}
+    assert tails(loaded) == {"t": "block", "u": "block", "y": "block/inner"}
+    assert by_site({"u_nchwc": 4.0}, loaded.sites, tails(loaded)) == {"block": 4.0}
 
 
 def test_the_profile_scales_what_it_shows() -> None:
