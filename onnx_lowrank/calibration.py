@@ -14,6 +14,7 @@ from onnx_lowrank.errors import DataError
 from onnx_lowrank.linalg import Array, Factorization, correct_bias, factor_gram, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.runtime import Feed, Session, with_outputs
+from onnx_lowrank.separable import Separable
 from onnx_lowrank.sites import Site
 
 _GROUP_BYTES = 512 << 20
@@ -23,10 +24,24 @@ Tap = tuple[str, int]
 
 @dataclass(frozen=True)
 class Fit:
-    """What the calibration samples say about one site: the spectrum, and the mean of its output (N)."""
+    """What the calibration samples say about one site.
+
+    Attributes:
+        factorization: the spectrum, exact at every rank.
+        mean: of the site's output, N.
+        separable: the separable approximations of a 2-D convolution, where they were asked for.
+    """
 
     factorization: Factorization
     mean: Array
+    separable: Separable | None = None
+
+    def relative(self, rank: int, *, separable: bool = False) -> float:
+        """Relative error of the site's output at a rank; 1 where there is no such approximation."""
+        if not separable:
+            return self.factorization.relative(rank)
+        known = self.separable
+        return known.relative(rank) if known is not None and rank <= known.largest else 1.0
 
 
 Fits = Mapping[str, Fit]
@@ -112,8 +127,17 @@ def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
     return (1 - share) * second + share * white * (float(np.trace(second)) / power)
 
 
-def fitted(site: Site, fit: Fit, rank: int) -> tuple[Array, Array, Array]:
-    """Factors and corrected bias of a site at a rank: left N×r, right r×K, bias N."""
-    left, right = fit.factorization.pair(site.weight.astype(np.float64), rank)
+def fitted(site: Site, fit: Fit, rank: int, *, separable: bool = False) -> tuple[Array, Array, Array]:
+    """Two factors and the corrected bias (N) of a site at a rank: left N×r and right r×K, or the separable pair.
+
+    Raises:
+        ValueError: the separable pair of a site that was not fitted so.
+    """
     bias = site.bias_vector
+    if separable:
+        if fit.separable is None:
+            raise ValueError(f"site {site.name} has no separable fit")
+        first, second, computed = fit.separable.factors(rank)
+        return first, second, fit.mean - computed
+    left, right = fit.factorization.pair(site.weight.astype(np.float64), rank)
     return left, right, correct_bias(left, bias, fit.mean) if site.centred else bias

@@ -9,10 +9,9 @@ import numpy as np
 
 from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.calibration import Fits
+from onnx_lowrank.calibration import Fit, Fits
 from onnx_lowrank.fragment import Fragment, Kind
 from onnx_lowrank.latency import DENSE, LatencyTable
-from onnx_lowrank.linalg import Factorization
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.plan import Decision
@@ -39,7 +38,7 @@ def measured_choices(
     wanted: dict[tuple[Geometry, ...], Ranks] = {}
     for site in loaded.sites:
         ranks = wanted.setdefault(site.geometries, {})
-        for name, found in _first_ranks(site.geometry, fits[site.name].factorization, kinds).items():
+        for name, found in _first_ranks(site.geometry, fits[site.name], kinds).items():
             ranks.setdefault(name, set()).update(found)
     times: dict[tuple[Geometry, ...], dict[str, float]] = {}
     for done, (geometries, ranks) in enumerate(wanted.items()):
@@ -48,17 +47,18 @@ def measured_choices(
         table.save()
     progress("measure", len(wanted), len(wanted))
     return [
-        _choices(site, loaded, fits[site.name].factorization, wanted[site.geometries], times[site.geometries], kinds,
+        _choices(site, loaded, fits[site.name], wanted[site.geometries], times[site.geometries], kinds,
                  max((table.noise(g) for g in site.geometries), default=0.0))
         for site in loaded.sites
     ]  # fmt: skip
 
 
-def _first_ranks(geometry: Geometry, spectrum: Factorization, kinds: Mapping[str, Kind]) -> Ranks:
+def _first_ranks(geometry: Geometry, fit: Fit, kinds: Mapping[str, Kind]) -> Ranks:
     found: Ranks = {}
     for name, kind in kinds.items():
         if kind.applies(geometry):
-            ranks = {r for r in rank_grid(kind.max_rank(geometry)) if spectrum.relative(r) <= MAX_ERROR}
+            grid = rank_grid(kind.max_rank(geometry))
+            ranks = {r for r in grid if fit.relative(r, separable=kind.separable) <= MAX_ERROR}
             if ranks:
                 found[name] = ranks
     return found
@@ -98,9 +98,10 @@ def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: Lat
         return dense_fragment(geometry, rng.standard_normal((n, k)) / k**0.5, bias)
 
     def factored(kind: Kind, rank: int) -> Fragment:
-        # Rows of the identity are the obvious pivots, so that none are searched for.
-        left = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
-        return kind.build(geometry, left, rng.standard_normal((rank, k)) / k**0.5, bias)
+        first, second = (rng.standard_normal(shape) / shape[1] ** 0.5 for shape in kind.shapes(geometry, rank))
+        if not kind.separable:  # rows of the identity are the obvious pivots, so that none are searched for
+            first = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
+        return kind.build(geometry, first, second, bias)
 
     makers: dict[str, Callable[[], Fragment]] = {DENSE: dense}
     makers |= {label: functools.partial(factored, kind, rank) for label, (kind, rank) in labels.items()}
@@ -110,7 +111,7 @@ def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: Lat
 def _choices(
     site: Site,
     loaded: Loaded,
-    spectrum: Factorization,
+    fit: Fit,
     ranks: Ranks,
     ms: Mapping[str, float],
     kinds: Mapping[str, Kind],
@@ -128,7 +129,7 @@ def _choices(
         by_rank = {rank: ms[f"{name} {rank}"] for rank in tried if f"{name} {rank}" in ms}
         edges = right_edges(by_rank, noise)
         for rank, time in sorted(by_rank.items()):
-            error, cost = spectrum.relative(rank), kinds[name].cost(geometry, rank)
+            error, cost = fit.relative(rank, separable=kinds[name].separable), kinds[name].cost(geometry, rank)
             candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
             timed.append(candidate)
             if rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN) and error <= MAX_ERROR:

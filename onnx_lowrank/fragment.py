@@ -37,7 +37,20 @@ class Fragment:
 
 
 Build = Callable[[Geometry, Array, Array, Array], Fragment]
-"""(geometry, left N×r, right r×K, bias N) -> fragment that computes `left (right x) + bias`."""
+"""(geometry, one factor, the other, bias N) -> fragment.
+
+Low rank: left N×r and right r×K compute `left (right x) + bias`. Separable: first r×(C·kh), second N×(r·kw).
+"""
+
+Shapes = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _low_rank_shapes(geometry: Geometry, rank: int) -> Shapes:
+    return (geometry.outputs, rank), (rank, geometry.inputs)
+
+
+def _low_rank_full(geometry: Geometry) -> int:
+    return min(geometry.outputs, geometry.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +62,23 @@ class Kind:
         applies: whether a geometry can be written so.
         cost: multiply-adds per output position at a rank.
         build: the fragment.
+        separable: whether it is fitted as a separable kernel, on patches, and not as a low-rank matrix.
+        shapes: of the two factors at a rank.
+        full: the rank at which it is exact.
     """
 
     name: str
     applies: Callable[[Geometry], bool]
     cost: Callable[[Geometry, int], int]
     build: Build
+    separable: bool = False
+    shapes: Callable[[Geometry, int], Shapes] = _low_rank_shapes
+    full: Callable[[Geometry], int] = _low_rank_full
 
     def max_rank(self, geometry: Geometry) -> int:
         """Largest rank that costs fewer multiply-adds than the dense weight; 0 when there is none."""
-        full = min(geometry.outputs, geometry.inputs)
         dense = geometry.outputs * geometry.inputs
-        return next((r for r in range(full - 1, 0, -1) if self.cost(geometry, r) < dense), 0)
+        return next((r for r in range(self.full(geometry) - 1, 0, -1) if self.cost(geometry, r) < dense), 0)
 
 
 def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:

@@ -69,7 +69,7 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
     probes = 2 if macs * 2 * len(asked) * samples <= 2 * _PROBE_MACS else 1
     names = {c.dense.node for c in asked}
     probed = Probes(run.loaded, [s for s in run.loaded.sites if s.name in names], run.fits, run.settings, samples)
-    errors = [(c.dense.node, {k.rank: k.error for k in c.candidates or c.timed}) for c in asked]
+    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked]
     found = responses(errors, probed.loss, lambda done, total: run.clock("probe", done, total), probes=probes)
     run.probes = {
         "sites": len(asked),
@@ -89,6 +89,15 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
         else c
         for c in choices
     ]  # fmt: skip
+
+
+def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
+    """Local error by rank of the best low-rank map, over the range of errors that the site's candidates have."""
+    spectrum = run.fits[choice.dense.node].factorization
+    limit = max(k.error for k in choice.candidates or choice.timed)
+    ranks = range(1, min(choice.dense.shape))
+    errors = {rank: spectrum.relative(rank) for rank in ranks}
+    return {rank: error for rank, error in errors.items() if error <= max(limit, min(errors.values(), default=0.0))}
 
 
 def _reach(run: Run, choices: Sequence[Choices]) -> Decisions:

@@ -16,10 +16,13 @@ from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
+from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
+from onnx_lowrank.separable import Separable
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
+from onnx_lowrank.unfolding import separable_fits
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the steps done and the steps in all."""
@@ -124,9 +127,32 @@ def calibrate(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progr
         provider=settings.provider,
         progress=lambda done, total: progress("calibrate", done, total),
     )
+    separated = _separated(loaded, sites, settings, progress)
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
-        fits[site.name] = factorize(site, moments[(site.tensor, site.channel_axis)])
+        fit = factorize(site, moments[(site.tensor, site.channel_axis)])
+        fits[site.name] = dataclasses.replace(fit, separable=separated.get(site.name))
     progress("factor", len(sites), len(sites))
     return fits
+
+
+def _separated(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progress: Progress) -> dict[str, Separable]:
+    """Separable fits of the sites that a separable kind applies to."""
+    kinds = [kind for kind in KINDS if kind.separable and kind.name in settings.kinds]
+    wanted = {
+        site.name: (site, max(kind.max_rank(site.geometry) for kind in kinds if kind.applies(site.geometry)))
+        for site in sites
+        if any(kind.applies(site.geometry) and kind.max_rank(site.geometry) for kind in kinds)
+    }
+    if not wanted:
+        return {}
+    return separable_fits(
+        loaded.file.model,
+        loaded.file.folder,
+        wanted,
+        loaded.calibration,
+        provider=settings.provider,
+        seed=settings.seed,
+        progress=lambda done, total: progress("unfold", done, total),
+    )

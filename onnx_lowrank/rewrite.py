@@ -23,8 +23,7 @@ def patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) ->
         if decision.kind is None or decision.rank is None:
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
-        left, right, bias = fitted(site, fit, decision.rank)
-        fragment = kind.build(site.geometry, left, right, bias)
+        fragment = kind.build(site.geometry, *fitted(site, fit, decision.rank, separable=kind.separable))
         yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
 
 
@@ -52,14 +51,14 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
     for decision in decisions:
         if decision.kind is None or decision.rank is None:
             continue
-        here = shapes.get(decision.node)
-        if here is None:
+        shape = shapes.get(decision.node)
+        if shape is None:
             raise SettingsError(f"the plan rewrites node '{decision.node}', which is no site of this model")
-        if here != (decision.op, decision.shape):
+        if shape != (decision.op, decision.shape):
             wanted = f"{decision.op} {decision.shape[0]}×{decision.shape[1]}"
             raise SettingsError(
-                f"node '{decision.node}' is {here[0]} {here[1][0]}×{here[1][1]} here, but {wanted} in the plan"
+                f"node '{decision.node}' is {shape[0]} {shape[1][0]}×{shape[1][1]} here, but {wanted} in the plan"
             )
-        kind = kinds.get(decision.kind)
-        if kind is None or not kind.applies(geometry[decision.node]) or decision.rank >= min(decision.shape):
+        kind, here = kinds.get(decision.kind), geometry[decision.node]
+        if kind is None or not kind.applies(here) or decision.rank > kind.max_rank(here):
             raise SettingsError(f"node '{decision.node}' cannot become {decision.kind} at rank {decision.rank}")

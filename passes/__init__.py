@@ -10,6 +10,7 @@ if __name__ != "onnx_lowrank.passes":
 from onnx_lowrank.fragment import Kind
 from onnx_lowrank.passes.conv_svd import CONV_SVD
 from onnx_lowrank.passes.pivot import PIVOT
+from onnx_lowrank.passes.spatial import SPATIAL
 from onnx_lowrank.passes.svd import SVD
 
-KINDS: Final[tuple[Kind, ...]] = (SVD, CONV_SVD, PIVOT)
+KINDS: Final[tuple[Kind, ...]] = (SVD, CONV_SVD, SPATIAL, PIVOT)

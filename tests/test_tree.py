@@ -24,6 +24,8 @@ LEVELS: Final[dict[str, int]] = {
     # arrays and values
     "linalg": 1,
     "moments": 1,
+    "patches": 1,
+    "separable": 1,
     "sites": 1,
     "timing": 1,
     # what decides
@@ -53,6 +55,7 @@ LEVELS: Final[dict[str, int]] = {
     "sensitivity": 4,
     "synthetic": 4,
     "tables": 4,
+    "unfolding": 4,
     "validation": 4,
     # one rewrite a file
     "passes": 5,
@@ -61,6 +64,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.fold": 5,
     "passes.linear": 5,
     "passes.pivot": 5,
+    "passes.spatial": 5,
     "passes.survey": 5,
     "passes.svd": 5,
     # what drives them
@@ -102,6 +106,7 @@ SHARED_BY_PASSES: Final = {
     "passes.fold": {"passes.survey"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
+    "passes.spatial": {"passes"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
 

@@ -1,0 +1,90 @@
+"""Separable fits: patches of the convolutions' inputs, sampled over the calibration samples, a group of sites a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_lowrank.errors import DataError
+from onnx_lowrank.patches import PER_DIMENSION, PatchMoments, sampled
+from onnx_lowrank.runtime import Feed, Session, with_outputs
+from onnx_lowrank.separable import Separable, separable
+from onnx_lowrank.sites import Site
+
+_GROUP_BYTES = 768 << 20
+
+
+def separable_fits(
+    model: onnx.ModelProto,
+    folder: Path,
+    sites: Mapping[str, tuple[Site, int]],
+    samples: Iterable[Feed],
+    *,
+    provider: str,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Separable]:
+    """Separable approximations of 2-D convolutions, from sampled patches.
+
+    Args:
+        sites: by name, with the largest rank that will be asked for.
+        progress: called with (groups done, groups).
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
+    count = max(sum(1 for _ in samples), 1)
+    groups = list(_groups([site for site, _ in sites.values()]))
+    found: dict[str, Separable] = {}
+    for done, group in enumerate(groups):
+        progress(done, len(groups))
+        moments = _collected(model, folder, group, samples, count, provider, seed)
+        for site in group:
+            one = moments.pop(site.name)
+            kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
+            weight = site.weight.astype(np.float64)
+            found[site.name] = separable(weight, one.covariance, one.mean, kernel, one.count, sites[site.name][1])
+    progress(len(groups), len(groups))
+    return found
+
+
+def _collected(
+    model: onnx.ModelProto,
+    folder: Path,
+    group: Sequence[Site],
+    samples: Iterable[Feed],
+    count: int,
+    provider: str,
+    seed: int,
+) -> dict[str, PatchMoments]:
+    names = list(dict.fromkeys(site.x for site in group))
+    session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
+    moments = {site.name: PatchMoments(site.geometry.inputs) for site in group}
+    rng = np.random.default_rng(seed)
+    for sample in samples:
+        tensors = dict(zip(names, session.run(sample, names), strict=True))
+        for site in group:
+            wanted = math.ceil(PER_DIMENSION * site.geometry.inputs / count)
+            try:
+                moments[site.name].add(sampled(tensors[site.x], site.geometry, max(wanted, 16), rng))
+            except ValueError as fault:
+                raise DataError(f"tensor '{site.x}' of the model: {fault}; check the data's scale") from None
+    return moments
+
+
+def _groups(sites: Sequence[Site]) -> Iterator[list[Site]]:
+    group: list[Site] = []
+    size = 0
+    for site in sites:
+        more = 8 * site.geometry.inputs**2
+        if group and size + more > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(site)
+        size += more
+    if group:
+        yield group

@@ -1,0 +1,86 @@
+"""Split a 2-D convolution into a vertical and a horizontal one.
+
+    before   x -[ Conv  N×C×kh×kw, b ]-> y
+    after    x -[ Conv  r×C×kh×1 ]- t -[ Conv  N×r×1×kw, b ]-> y
+
+Filters from the weight whitened by the data, then least squares for the second factor (Jaderberg et al. 2014; AIMET's
+Spatial SVD has neither). Each axis' stride, dilation and pads go to the factor that owns the axis, the bias to the
+second. Exact where every filter is separable or the rank is full, min(C·kh, N·kw). Cost r(C·kh + N·kw)
+multiply-adds; where there is a horizontal stride, the first factor also computes columns that the second one skips,
+which the measured time includes.
+Left alone: 1-D and 3-D convolutions, kernels with an axis of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y, stored
+from onnx_lowrank.linalg import Array
+from onnx_lowrank.sites import Geometry
+
+
+def vertical_then_horizontal(geometry: Geometry, first: Array, second: Array, bias: Array) -> Fragment:
+    """`second` N×(r·kw) after `first` r×(C·kh), plus bias N."""
+    (kh, kw), rank = geometry.kernel, len(first)
+    constants = {
+        "down.weight": stored(first.reshape(rank, geometry.channels, kh, 1), geometry),
+        "up.weight": stored(second.reshape(geometry.outputs, rank, 1, kw), geometry),
+        "up.bias": stored(bias, geometry),
+    }
+    return Fragment(
+        (
+            Op("down", "Conv", (X, "down.weight"), "thin", _axis(geometry, 0)),
+            Op("up", "Conv", ("thin", "up.weight", "up.bias"), Y, _axis(geometry, 1)),
+        ),
+        constants,
+    )
+
+
+def _axis(geometry: Geometry, axis: int) -> dict[str, Any]:
+    """Attributes of the factor that owns one spatial axis."""
+
+    def one(values: tuple[int, ...], other: int) -> list[int]:
+        return [values[axis] if i == axis else other for i in range(2)]
+
+    found: dict[str, Any] = {
+        "kernel_shape": one(geometry.kernel, 1),
+        "strides": one(geometry.strides, 1),
+        "dilations": one(geometry.dilations, 1),
+    }
+    if geometry.auto_pad == "NOTSET":
+        found["pads"] = [p if i % 2 == axis else 0 for i, p in enumerate(geometry.pads)]
+    else:
+        found["auto_pad"] = geometry.auto_pad
+    return found
+
+
+def spatial_cost(geometry: Geometry, rank: int) -> int:
+    """Multiply-adds per output position, stride one; and numbers stored."""
+    kh, kw = geometry.kernel
+    return rank * (geometry.channels * kh + geometry.outputs * kw)
+
+
+def _applies(geometry: Geometry) -> bool:
+    return geometry.op == "Conv" and len(geometry.kernel) == 2 and min(geometry.kernel) > 1
+
+
+def _shapes(geometry: Geometry, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    kh, kw = geometry.kernel
+    return (rank, geometry.channels * kh), (geometry.outputs, rank * kw)
+
+
+def _full(geometry: Geometry) -> int:
+    kh, kw = geometry.kernel
+    return min(geometry.channels * kh, geometry.outputs * kw)
+
+
+SPATIAL = Kind(
+    name="spatial",
+    applies=_applies,
+    cost=spatial_cost,
+    build=vertical_then_horizontal,
+    separable=True,
+    shapes=_shapes,
+    full=_full,
+)
