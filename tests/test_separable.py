@@ -1,0 +1,177 @@
+"""Patches and separable kernels, with the runtime's own convolution and exact least squares as oracles."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from onnx_lowrank.latency import fragment_model
+from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.passes.spatial import SPATIAL
+from onnx_lowrank.patches import PatchMoments, padding, sampled
+from onnx_lowrank.runtime import Session
+from onnx_lowrank.separable import Separable, separable
+from onnx_lowrank.sites import Geometry
+
+PLAIN = Geometry(
+    "Conv", 12, 45, "float64", True, 17, channels=5, kernel=(3, 3), strides=(1, 1), dilations=(1, 1),
+    pads=(1, 1, 1, 1), x_shape=(2, 5, 9, 8),
+)  # fmt: skip
+GEOMETRIES = {
+    "plain": PLAIN,
+    "strided": dataclasses.replace(PLAIN, strides=(2, 3)),
+    "dilated": dataclasses.replace(PLAIN, dilations=(2, 1), pads=(2, 0, 1, 1)),
+    "tall": dataclasses.replace(PLAIN, kernel=(5, 2), inputs=50, pads=(2, 0, 2, 1)),
+    "same upper": dataclasses.replace(PLAIN, strides=(2, 2), auto_pad="SAME_UPPER", pads=(0, 0, 0, 0)),
+    "same lower": dataclasses.replace(PLAIN, kernel=(2, 4), inputs=40, auto_pad="SAME_LOWER", pads=(0, 0, 0, 0)),
+    "valid": dataclasses.replace(PLAIN, auto_pad="VALID", pads=(0, 0, 0, 0)),
+}
+cases = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+EPS = float(np.finfo(np.float32).eps)
+
+
+def in_float32(geometry: Geometry) -> Geometry:
+    """The CPU provider has no float64 convolution."""
+    return dataclasses.replace(geometry, dtype="float32")
+
+
+def data(geometry: Geometry, seed: int = 0) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Correlated input, weight N×K and bias."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(geometry.x_shape).cumsum(axis=2) + rng.standard_normal((1, geometry.channels, 1, 1))
+    return x, rng.standard_normal((geometry.outputs, geometry.inputs)), rng.standard_normal(geometry.outputs)
+
+
+def convolved(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any], bias: npt.NDArray[Any]) -> Any:
+    single = in_float32(geometry)
+    model = fragment_model(dense_fragment(single, weight, bias), single)
+    return np.asarray(Session(model).run({"x": x.astype(np.float32)})[0], np.float64)
+
+
+def fit(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any], ranks: int = 99) -> Separable:
+    moments = PatchMoments(geometry.inputs)
+    moments.add(sampled(x, geometry, 10**9, np.random.default_rng(0)))
+    kernel = (geometry.kernel[0], geometry.kernel[1])
+    return separable(weight, moments.covariance, moments.mean, kernel, moments.count, ranks)
+
+
+@cases
+def test_all_patches_times_the_weight_are_the_convolution(geometry: Geometry) -> None:
+    x, weight, bias = data(geometry)
+    y = convolved(geometry, x, weight, bias)
+    found = sampled(x, geometry, 10**9, np.random.default_rng(0)) @ weight.T + bias
+    expected = np.moveaxis(y, 1, -1).reshape(-1, geometry.outputs)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 100 * EPS * np.abs(expected).max()
+
+
+def test_a_sample_of_patches_is_some_of_all() -> None:
+    x, _, _ = data(PLAIN)
+    every = {row.tobytes() for row in sampled(x, PLAIN, 10**9, np.random.default_rng(0))}
+    some = sampled(x, PLAIN, 20, np.random.default_rng(1))
+    assert len(some) == 20
+    assert {row.tobytes() for row in some} <= every
+
+
+def test_same_padding_is_larger_at_the_named_end() -> None:
+    upper, lower = GEOMETRIES["same upper"], GEOMETRIES["same lower"]
+    assert padding(upper, (9, 8)) == ((1, 1), (0, 1))
+    assert padding(lower, (9, 8)) == ((1, 0), (2, 1))
+
+
+def test_moments_are_numpys() -> None:
+    x = np.random.default_rng(0).standard_normal((3000, 7)) + 2
+    moments = PatchMoments(7)
+    moments.add(x[:100])
+    moments.add(x[100:])
+    assert moments.count == 3000
+    assert moments.mean == pytest.approx(x.mean(axis=0))
+    assert moments.covariance == pytest.approx(np.cov(x.T, bias=True))
+
+
+def test_an_activation_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        PatchMoments(2).add(np.array([[1.0, np.inf]]))
+
+
+@cases
+def test_the_error_at_every_rank_is_the_one_on_the_data(geometry: Geometry) -> None:
+    x, weight, bias = data(geometry)
+    patches = sampled(x, geometry, 10**9, np.random.default_rng(0))
+    found = fit(geometry, x, weight)
+    centred = patches - patches.mean(axis=0)
+    power = np.sum((centred @ weight.T) ** 2)
+    width = geometry.kernel[1]
+    last = 1.0
+    for rank in range(1, found.largest + 1):
+        first, second, mean = found.factors(rank)
+        columns = patches.reshape(len(patches), -1, width)
+        thin = np.einsum("rc,pcj->prj", first, columns).reshape(len(patches), -1)
+        error = np.sum((patches @ weight.T - weight @ patches.mean(axis=0) - thin @ second.T + mean) ** 2)
+        used = rank * width
+        raw = found.relative(rank) * (len(patches) - used) / len(patches) if used < len(patches) else 0.0
+        assert raw == pytest.approx(error / power, abs=1e-6)
+        assert raw <= last + 1e-9  # never worse with more rank
+        last = raw
+    assert bias.shape == (geometry.outputs,)
+
+
+@cases
+def test_full_rank_is_the_convolution_itself(geometry: Geometry) -> None:
+    x, weight, bias = data(geometry)
+    found = fit(geometry, x, weight)
+    single = in_float32(geometry)
+    rank = SPATIAL.full(geometry)
+    first, second, mean = found.factors(rank)
+    patches = sampled(x, geometry, 10**9, np.random.default_rng(0))
+    corrected = bias + weight @ patches.mean(axis=0) - mean
+    model = fragment_model(SPATIAL.build(single, first, second, corrected), single)
+    y = convolved(geometry, x, weight, bias)
+    out = np.asarray(Session(model).run({"x": x.astype(np.float32)})[0])
+    # Two float32 convolutions, and the ridge of the fit: its square root bounds the relative error of the output.
+    assert np.abs(out - y).max() <= (1e-3 + 1000 * EPS) * np.abs(y).max()
+
+
+def test_a_separable_kernel_is_found_at_its_rank() -> None:
+    rng = np.random.default_rng(3)
+    x, _, _ = data(PLAIN)
+    vertical, horizontal = rng.standard_normal((2, 15)), rng.standard_normal((12, 2, 3))
+    weight = np.einsum("rc,nrj->ncj", vertical, horizontal).reshape(12, 45)
+    found = fit(PLAIN, x, weight)
+    assert found.relative(2) < 1e-6
+    assert found.relative(1) > 1e-3
+
+
+def test_few_patches_are_not_trusted() -> None:
+    x, weight, _ = data(dataclasses.replace(PLAIN, x_shape=(1, 5, 4, 4)))
+    found = fit(PLAIN, x, weight)
+    assert found.count == 16
+    assert found.relative(6) == 1.0  # 18 coefficients an output, 16 patches
+
+
+def test_a_site_without_output_has_no_error() -> None:
+    x, weight, _ = data(PLAIN)
+    assert fit(PLAIN, x, weight * 0).relative(1) == 0.0
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry("MatMul", 8, 8, "float32", True, 17),
+        dataclasses.replace(PLAIN, kernel=(1, 1), inputs=5),
+        dataclasses.replace(PLAIN, kernel=(3, 1), inputs=15),
+        dataclasses.replace(PLAIN, kernel=(3,), inputs=15),
+        dataclasses.replace(PLAIN, kernel=(3, 3, 3), inputs=135),
+    ],
+)
+def test_what_has_no_two_axes_is_left_alone(geometry: Geometry) -> None:
+    assert not SPATIAL.applies(geometry)
+
+
+def test_the_largest_rank_costs_less_than_dense() -> None:
+    rank = SPATIAL.max_rank(PLAIN)
+    assert SPATIAL.cost(PLAIN, rank) < 12 * 45 <= SPATIAL.cost(PLAIN, rank + 1)
