@@ -29,11 +29,15 @@ class Fit:
     Attributes:
         factorization: the spectrum, exact at every rank.
         mean: of the site's output, N.
+        linear: mean of W x, N: `mean` without the bias.
+        weight: N×K, what the factors approximate; None is the site's own weight.
         separable: the separable approximations of a 2-D convolution, where they were asked for.
     """
 
     factorization: Factorization
     mean: Array
+    linear: Array
+    weight: Array | None = None
     separable: Separable | None = None
 
     def relative(self, rank: int, *, separable: bool = False) -> float:
@@ -109,9 +113,11 @@ def factorize(site: Site, moments: Moments) -> Fit:
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     if site.tap == "output":
-        return Fit(factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T)), moments.mean)
+        spectrum = factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T))
+        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector)
     identity = _shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
-    return Fit(factor_input(weight, identity), weight @ moments.mean + site.bias_vector)
+    linear = weight @ moments.mean
+    return Fit(factor_input(weight, identity), linear + site.bias_vector, linear)
 
 
 def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
@@ -139,5 +145,6 @@ def fitted(site: Site, fit: Fit, rank: int, *, separable: bool = False) -> tuple
             raise ValueError(f"site {site.name} has no separable fit")
         first, second, computed = fit.separable.factors(rank)
         return first, second, fit.mean - computed
-    left, right = fit.factorization.pair(site.weight.astype(np.float64), rank)
-    return left, right, correct_bias(left, bias, fit.mean) if site.centred else bias
+    weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
+    left, right = fit.factorization.pair(weight, rank)
+    return left, right, correct_bias(left, fit.linear, fit.mean) if site.centred else bias

@@ -91,16 +91,15 @@ def _combinations(basis: Array, pivots: Index, rest: Index) -> Array:
     return found
 
 
-def correct_bias(left: Array, bias: Array, output_mean: Array) -> Array:
-    """Bias that keeps the mean of the output: `b + (I − UUᵀ)(m − b)`.
+def correct_bias(left: Array, linear_mean: Array, output_mean: Array) -> Array:
+    """Bias that keeps the mean of the output: `m − UUᵀ Wμ`.
 
     Args:
         left: U_r, N×r.
-        bias: b, N.
-        output_mean: m = Wμ + b, N.
+        linear_mean: Wμ, N.
+        output_mean: m, N; `Wμ + b` where the site's own output is the target.
     """
-    linear = output_mean - bias
-    return output_mean - left @ (left.T @ linear)
+    return output_mean - left @ (left.T @ linear_mean)
 
 
 def evb_rank(singular: Array, larger: int) -> int:

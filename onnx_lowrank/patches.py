@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.linalg import Array
+from onnx_lowrank.linalg import Index
 from onnx_lowrank.sites import Geometry
 
 PER_DIMENSION = 3
 """Sampled positions for each entry of a patch, over all samples."""
-
-_CHUNK = 2048
 
 
 def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -33,61 +31,32 @@ def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, in
 
 
 def sampled(x: npt.NDArray[Any], geometry: Geometry, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Patches at random output positions of a 2-D convolution.
+    """Patches at random output positions of a 2-D convolution: positions × (C·kh·kw), in the order of the weight.
 
     Args:
         x: B×C×H×W.
         count: at most so many; all positions when there are fewer.
-
-    Returns:
-        positions × (C·kh·kw), in the order of the weight.
     """
+    return unfolded(x, geometry, positions(x.shape, geometry, count, rng))
+
+
+def positions(shape: tuple[int, ...], geometry: Geometry, count: int, rng: np.random.Generator) -> Index:
+    """Random output positions (batch, row, column) of a 2-D convolution of an input of that shape, ascending."""
+    sizes = [len_ + sum(pad) for len_, pad in zip(shape[2:], padding(geometry, shape[2:]), strict=True)]
+    axes = zip(sizes, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    rows, columns = ((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in axes)
+    total = shape[0] * rows * columns
+    chosen = np.sort(rng.choice(total, min(count, total), replace=False))
+    return np.stack(np.unravel_index(chosen, (shape[0], rows, columns)), axis=1)
+
+
+def unfolded(x: npt.NDArray[Any], geometry: Geometry, where: Index) -> npt.NDArray[Any]:
+    """Patches of x (B×C×H×W) at output positions `where` (batch, row, column): positions × (C·kh·kw)."""
     pads = padding(geometry, x.shape[2:])
     padded = np.pad(x, ((0, 0), (0, 0), *pads))
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.strides, geometry.dilations
-    rows = (padded.shape[2] - (kh - 1) * dh - 1) // sh + 1
-    columns = (padded.shape[3] - (kw - 1) * dw - 1) // sw + 1
-    total = len(x) * rows * columns
-    chosen = np.sort(rng.choice(total, min(count, total), replace=False))
-    batch, rest = np.divmod(chosen, rows * columns)
-    top, left = np.divmod(rest, columns)
+    batch, top, left = where.T
     down = (top * sh)[:, None, None] + (np.arange(kh) * dh)[None, :, None]
     right = (left * sw)[:, None, None] + (np.arange(kw) * dw)[None, None, :]
     found = padded[batch[:, None, None], :, down, right]  # positions × kh × kw × C
-    return np.ascontiguousarray(found.transpose(0, 3, 1, 2)).reshape(len(chosen), -1)
-
-
-class PatchMoments:
-    """Count, mean and second moment of patches; products in the patches' own precision, sums in float64."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self._sum = np.zeros(width)
-        self._products = np.zeros((width, width))
-
-    def add(self, patches: npt.NDArray[Any]) -> None:
-        """Accumulate patches (P×width).
-
-        Raises:
-            ValueError: an entry is NaN or infinite, or its square is.
-        """
-        wide = patches if patches.dtype in (np.float32, np.float64) else patches.astype(np.float32)
-        for start in range(0, len(wide), _CHUNK):
-            chunk = wide[start : start + _CHUNK]
-            with np.errstate(over="ignore", invalid="ignore"):
-                products = chunk.T @ chunk
-            if not np.isfinite(np.trace(products)):
-                raise ValueError("its values are not finite")
-            self.count += len(chunk)
-            self._sum += chunk.sum(axis=0, dtype=np.float64)
-            self._products += products
-
-    @property
-    def mean(self) -> Array:
-        """E[x], width."""
-        return self._sum / max(self.count, 1)
-
-    @property
-    def covariance(self) -> Array:
-        """E[xxᵀ] − E[x]E[x]ᵀ, width×width."""
-        return self._products / max(self.count, 1) - np.outer(self.mean, self.mean)
+    return np.ascontiguousarray(found.transpose(0, 3, 1, 2)).reshape(len(where), -1)

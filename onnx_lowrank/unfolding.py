@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from onnx_lowrank.errors import DataError
-from onnx_lowrank.patches import PER_DIMENSION, PatchMoments, sampled
+from onnx_lowrank.patches import PER_DIMENSION, sampled
+from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.sites import Site
@@ -60,10 +61,10 @@ def _collected(
     count: int,
     provider: str,
     seed: int,
-) -> dict[str, PatchMoments]:
+) -> dict[str, JointMoments]:
     names = list(dict.fromkeys(site.x for site in group))
     session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
-    moments = {site.name: PatchMoments(site.geometry.inputs) for site in group}
+    moments = {site.name: JointMoments(site.geometry.inputs) for site in group}
     rng = np.random.default_rng(seed)
     for sample in samples:
         tensors = dict(zip(names, session.run(sample, names), strict=True))

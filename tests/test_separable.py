@@ -12,7 +12,8 @@ import pytest
 from onnx_lowrank.latency import fragment_model
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.spatial import SPATIAL
-from onnx_lowrank.patches import PatchMoments, padding, sampled
+from onnx_lowrank.patches import padding, sampled
+from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.sites import Geometry
@@ -53,7 +54,7 @@ def convolved(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any],
 
 
 def fit(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any], ranks: int = 99) -> Separable:
-    moments = PatchMoments(geometry.inputs)
+    moments = JointMoments(geometry.inputs)
     moments.add(sampled(x, geometry, 10**9, np.random.default_rng(0)))
     kernel = (geometry.kernel[0], geometry.kernel[1])
     return separable(weight, moments.covariance, moments.mean, kernel, moments.count, ranks)
@@ -85,7 +86,7 @@ def test_same_padding_is_larger_at_the_named_end() -> None:
 
 def test_moments_are_numpys() -> None:
     x = np.random.default_rng(0).standard_normal((3000, 7)) + 2
-    moments = PatchMoments(7)
+    moments = JointMoments(7)
     moments.add(x[:100])
     moments.add(x[100:])
     assert moments.count == 3000
@@ -95,7 +96,7 @@ def test_moments_are_numpys() -> None:
 
 def test_an_activation_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        PatchMoments(2).add(np.array([[1.0, np.inf]]))
+        JointMoments(2).add(np.array([[1.0, np.inf]]))
 
 
 @cases

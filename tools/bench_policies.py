@@ -3,7 +3,7 @@
 python tools/bench_policies.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.02 vgg16=0.01
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model; every policy
-chooses on them within the loss; its plan is built and saved, and the loss of the saved file measured on held-out samples.
+chooses on them within the loss; its plan is built and saved, and the loss of the saved file measured on held-out data.
 All saved models are then timed turn about with the original in one process, so that their ratios can be compared.
 """
 

@@ -1,0 +1,147 @@
+"""Repair with data: factors fitted anew to what the original computes, on inputs that the rewritten prefix gives.
+
+A rewritten site gets inputs that the sites before it have already disturbed. Group by group in the order of the graph,
+the rewritten prefix and the original run side by side; the site's target is the original's output, its input the
+disturbed one (ALGORITHMS §6: asymmetric reconstruction, arXiv 1505.06798; mixed target, PIFA-M, arXiv 2501.19090).
+No labels, no gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onnx_lowrank.calibration import Fit, Fits
+from onnx_lowrank.errors import DataError
+from onnx_lowrank.linalg import factor_gram
+from onnx_lowrank.moments import rows
+from onnx_lowrank.passes import KINDS
+from onnx_lowrank.patches import positions, unfolded
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.regression import JointMoments, towards
+from onnx_lowrank.rewrite import rewritten
+from onnx_lowrank.runtime import Session, with_outputs
+from onnx_lowrank.separable import separable
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.sites import Site
+
+_SHARE = 0.5  # m of the mixed target
+_GROUPS = 5
+_GROUP_BYTES = 768 << 20
+_SAMPLES = 16
+_PER_DIMENSION = 2
+
+Group = tuple[Site, ...]
+
+
+def groups(sites: Sequence[Site], decisions: Sequence[Decision]) -> list[Group]:
+    """The rewritten sites that can be refitted, in the order of the graph, a group for every pass over the data."""
+    chosen = {d.node for d in decisions if d.kind}
+    usable = [site for site in sites if site.name in chosen and _usable(site)]
+    return list(_split(usable, max(math.ceil(len(usable) / _GROUPS), 1)))
+
+
+def _usable(site: Site) -> bool:
+    g = site.geometry
+    return g.op != "Conv" or len(g.kernel) == 2
+
+
+def _split(sites: Sequence[Site], most: int) -> Iterator[Group]:
+    group: list[Site] = []
+    size = 0
+    for site in sites:
+        more = 8 * site.geometry.inputs**2
+        if group and (len(group) == most or size + more > _GROUP_BYTES):
+            yield tuple(group)
+            group, size = [], 0
+        group.append(site)
+        size += more
+    if group:
+        yield tuple(group)
+
+
+def refit(
+    loaded: Loaded,
+    settings: Settings,
+    fits: Fits,
+    decisions: Sequence[Decision],
+    keep: Callable[[Group, Fits], bool],
+    progress: Callable[[int, int], None],
+) -> Fits:
+    """Fits of all sites, those of the rewritten ones repaired group by group.
+
+    Args:
+        keep: whether a group's new fits, given with all others, are taken.
+        progress: called with (groups done, groups).
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
+    known = dict(fits)
+    order = groups(loaded.sites, decisions)
+    kinds = {d.node: d for d in decisions if d.kind}
+    done: list[Decision] = []
+    for index, group in enumerate(order):
+        progress(index, len(order))
+        moments = _joint(loaded, settings, known, done, group)
+        fresh = {site.name: _fit(site, moments.pop(site.name), kinds[site.name]) for site in group}
+        if keep(group, {**known, **fresh}):
+            known |= fresh
+        done += [kinds[site.name] for site in group]
+    progress(len(order), len(order))
+    return known
+
+
+def _joint(
+    loaded: Loaded, settings: Settings, fits: Fits, done: Sequence[Decision], group: Group
+) -> dict[str, JointMoments]:
+    """Moments of the disturbed inputs with the original outputs, for every site of a group, in one pass."""
+    file = loaded.file
+    prefix = with_outputs(rewritten(file, loaded.sites, fits, done), list(dict.fromkeys(s.x for s in group)))
+    whole = with_outputs(file.model, list(dict.fromkeys(s.y for s in group)))
+    sessions = [Session(m, provider=settings.provider, threads=0, folder=file.folder) for m in (prefix, whole)]
+    found = {site.name: JointMoments(site.geometry.inputs, site.geometry.outputs) for site in group}
+    rng = np.random.default_rng(settings.seed)
+    samples = list(itertools.islice(loaded.calibration, _SAMPLES))
+    for sample in samples:
+        x, y = (dict(zip(s.output_names, s.run(sample), strict=True)) for s in sessions)
+        for site in group:
+            wanted = max(math.ceil(_PER_DIMENSION * site.geometry.inputs / len(samples)), 64)
+            try:
+                found[site.name].add(*_pairs(site, x[site.x], y[site.y], wanted, rng))
+            except ValueError as fault:
+                raise DataError(f"tensor '{site.x}' of the model: {fault}; check the data's scale") from None
+    return found
+
+
+def _pairs(
+    site: Site, x: np.ndarray, y: np.ndarray, wanted: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Input vectors and output vectors of a site at the same positions."""
+    geometry = site.geometry
+    if geometry.op == "Conv":
+        where = positions(x.shape, geometry, wanted, rng)
+        batch, row, column = where.T
+        return unfolded(x, geometry, where), y[batch, :, row, column]
+    axis = 0 if geometry.trans_a else -1
+    if geometry.side == "left" and len(geometry.x_shape) > 1:
+        return rows(x, -2), rows(y, -2)
+    return rows(x, axis), rows(y, -1)
+
+
+def _fit(site: Site, moments: JointMoments, decision: Decision) -> Fit:
+    weight = site.weight.astype(np.float64)
+    second = moments.covariance if site.centred else moments.second
+    target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
+    linear = target @ moments.mean
+    separated = None
+    kind = next(kind for kind in KINDS if kind.name == decision.kind)
+    if kind.separable:
+        kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
+        separated = separable(target, moments.covariance, moments.mean, kernel, moments.count, decision.rank or 1)
+    spectrum = factor_gram(target @ second @ target.T)
+    return Fit(spectrum, moments.mean_y, linear, target, separated)
