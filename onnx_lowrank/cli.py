@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from onnx_lowrank import __version__, pipeline, terminal
+from onnx_lowrank import __version__, output, pipeline, terminal
 from onnx_lowrank.compare import compare as compare_models
 from onnx_lowrank.errors import LowRankError, SettingsError
 from onnx_lowrank.settings import KIND_NAMES, default_cache
@@ -62,7 +60,7 @@ _cache = click.option(
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache].",
 )
 _show = (
-    click.option("--report", "report_to", type=_PATH, help="Write the report as JSON."),
+    click.option("--report", "report_to", type=_PATH, help="Write the report: .html, .json or .md."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
     click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
@@ -94,11 +92,11 @@ def cli() -> None:
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = _split(given)
-    _check_side_outputs(plan_out, show["report_to"])
+    output.check(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.optimize(model, out, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        _write_text(plan_out, report.plan.to_json())
+        output.write_text(plan_out, report.plan.to_json())
     _show_report(report, show)
 
 
@@ -108,11 +106,11 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = _split(given)
-    _check_side_outputs(plan_out, show["report_to"])
+    output.check(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.analyze(model, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        _write_text(plan_out, report.plan.to_json())
+        output.write_text(plan_out, report.plan.to_json())
     _show_report(report, show, analysis=True)
 
 
@@ -123,7 +121,7 @@ def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: 
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
     show, choices = _split(given)
-    _check_side_outputs(None, show["report_to"])
+    output.check(None, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.apply(plan, model, out, data=data or None, progress=tick, command=_command(), **choices)
     _show_report(report, show)
@@ -135,10 +133,10 @@ def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: An
 def compare(models: tuple[Path, ...], data: tuple[str, ...], **given: Any) -> None:
     """Compare latency and outputs of any ONNX MODELS with the first."""
     show, choices = _split(given)
-    _check_side_outputs(None, show["report_to"])
+    output.check(None, show["report_to"])
     comparison = compare_models(models, data=data or None, **choices)
     if show["report_to"] is not None:
-        _write_text(show["report_to"], json.dumps(comparison.to_dict(), indent=1) + "\n")
+        output.write_report(show["report_to"], comparison.to_dict())
     if show["as_json"]:
         click.echo(json.dumps(comparison.to_dict()))
     else:
@@ -192,34 +190,9 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
-def _check_side_outputs(plan_out: Path | None, report_to: Path | None) -> None:
-    if report_to is not None and report_to.suffix != ".json":
-        raise SettingsError(f"--report {report_to}: reports are written as .json; give a name that ends so")
-    for path in (plan_out, report_to):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise SettingsError(f"{path}: cannot be written there; give a file in a folder that exists")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
-        Path(name).replace(path)
-    except OSError as fault:
-        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _show_report(report: Any, show: dict[str, Any], *, analysis: bool = False) -> None:
     if show["report_to"] is not None:
-        _write_text(show["report_to"], json.dumps(report.to_dict(), indent=1) + "\n")
+        output.write_report(show["report_to"], report.to_dict())
     if show["as_json"]:
         click.echo(json.dumps(report.to_dict()))
     else:
