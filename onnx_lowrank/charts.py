@@ -12,7 +12,7 @@ from onnx_lowrank.timings import Speedup, Timing
 from onnx_lowrank.views import by_gain, choice, common_prefix
 
 Json = Mapping[str, Any]
-_LEFT, _RIGHT = 44.0, svg.WIDTH - 10.0
+_RIGHT: Final = svg.WIDTH - 10.0
 _BINS: Final = 36
 _SITES: Final = 15
 
@@ -24,7 +24,7 @@ def distribution(timing: Timing) -> str:
 
 def _histograms(timing: Timing) -> str:
     # A few runs of wall time are interrupted for tens of milliseconds; they would press all others into one bin.
-    shown = [np.percentile(s, 98) for s in timing.samples]
+    shown = [np.percentile(s, 95) for s in timing.samples]
     low, high = min(map(min, timing.samples)), float(max(shown))
     axis = svg.linear((low, high), 6, _RIGHT)
     edges = np.linspace(axis.low, axis.high, _BINS + 1)
@@ -40,11 +40,11 @@ def _histograms(timing: Timing) -> str:
         median, beyond = float(np.median(runs)), sum(r > axis.high for r in runs)
         more = f", {beyond} beyond the axis" if beyond else ""
         parts.append(svg.line(axis(median), base - 50, axis(median), base, f"s{i} median"))
-        words = f"{name}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
+        words = f"{_middle(name, 28)}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
         parts.append(svg.label(6, y + 14, words, f"name s{i}"))
         y += step
     name = "milliseconds per run"
-    return svg.drawing(f"Latency, {timing.title}", y + 40, svg.x_axis(axis, 20, y - 8, name), *parts)
+    return svg.drawing(f"Latency, {timing.title}", y + 30, svg.x_axis(axis, 20, y - 8, name), *parts)
 
 
 def _medians(timing: Timing) -> str:
@@ -57,7 +57,7 @@ def _medians(timing: Timing) -> str:
     parts, y = [], 0.0
     for i, (name, stats) in enumerate(rows):
         p50 = float(stats["p50_ms"])
-        parts.append(svg.label(6, y + 14, f"{name}: p50 {figures.short(p50)} ms", f"name s{i}"))
+        parts.append(svg.label(6, y + 14, f"{_middle(name, 44)}: p50 {figures.short(p50)} ms", f"name s{i}"))
         tip = f"{name}: p50 {p50} ms, {stats.get('runs')} runs"
         parts.append(svg.bar(axis(0), y + 21, axis(p50) - axis(0), 14, f"s{i} fill", tip))
         for tail in tails[name]:
@@ -74,7 +74,10 @@ def intervals(known: Sequence[Timing]) -> str:
     rows: list[tuple[str, Speedup, str]] = []
     for timing in known:
         many = len(timing.ratios) > 1
-        rows += [(f"{r.name}, {timing.title}" if many else timing.title, r, "s1") for r in timing.ratios]
+        for ratio in timing.ratios:
+            rows.append(
+                (_middle(ratio.name, 32) if many else timing.title, ratio, f"s{timing.names.index(ratio.name)}")
+            )
         if timing.control:
             rows.append((f"A/A control, {timing.title}", timing.control, "s0"))
     if not rows:
@@ -131,8 +134,8 @@ def losses(rows: Sequence[tuple[str, float]], limit: float | None) -> str:
     parts = [svg.x_axis(axis, 14, bottom, "loss: relative squared error of the outputs")]
     for i, (name, loss) in enumerate(rows):
         y = 40.0 * i + 30
-        parts.append(svg.label(6, y - 6, f"{name}: {figures.short(loss)}", "name"))
-        parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, "s1 fill", f"{name}: {loss}"))
+        parts.append(svg.label(6, y - 6, f"{_middle(name, 44)}: {figures.short(loss)}", "name"))
+        parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, f"s{i + 1} fill", f"{name}: {loss}"))
     if limit:
         parts.append(svg.line(axis(limit), 10, axis(limit), bottom, "limit"))
         parts.append(svg.label(axis(limit) - 5, 9, f"limit {figures.short(limit, 1)}", "tick limit-name", "end"))

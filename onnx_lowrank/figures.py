@@ -40,7 +40,9 @@ def decimals(values: Iterable[Any]) -> int:
 
 def loss(value: Any) -> str:
     """A loss in a column: five decimals, an exponent below 0.0001 and from 10 000 on."""
-    if not finite(value) or value == 0 or 1e-4 <= abs(value) < 1e4:
+    if value == 0:
+        return "0"
+    if not finite(value) or 1e-4 <= abs(value) < 1e4:
         return fixed(value, 5)
     return short(value)
 

@@ -21,12 +21,14 @@ def html(report: Mapping[str, Any]) -> str:
     """
     check()
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     loader = jinja2.PackageLoader("onnx_lowrank")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    # Names of nodes may break after a slash, and nowhere else unless they must.
+    environment.filters["breakable"] = lambda text: Markup(escape(text).replace("/", Markup("/<wbr>")))
     script = _text("report.js")
     parts = _comparison(report) if "models" in report else _report(report)
     drawn = {k: [Markup(c) for c in v if c] if isinstance(v, list) else Markup(v) for k, v in parts["charts"].items()}
@@ -66,7 +68,9 @@ def _report(report: Mapping[str, Any]) -> dict[str, Any]:
         "overview": None if analysis or not known else views.before_after(report),
         "pareto": views.pareto(report),
         "sites": views.sites(report, views.by_gain(report)),
+        "rewritten": any(site.get("kind") for site in report.get("sites") or ()),
         "prefix": views.common_prefix(report),
+        "dense": views.dense_reasons(report),
         "kept": report.get("kept") or {},
         "accuracy": views.listed("accuracy", report.get("accuracy")),
         "loss": (figures.short(found.get("loss")), figures.short(limit, 1)) if measured else None,
@@ -93,7 +97,9 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
         "overview": verdicts.compared(report),
         "pareto": None,
         "sites": None,
+        "rewritten": False,
         "prefix": "",
+        "dense": {},
         "kept": {},
         "accuracy": views.listed("accuracy", report.get("accuracy")),
         "loss": None,

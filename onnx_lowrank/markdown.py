@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from onnx_lowrank import figures, verdicts, views
+from onnx_lowrank.timings import is_analysis
 from onnx_lowrank.views import Table
 
 _TOP: Final = 10
@@ -38,16 +39,13 @@ def _sites(report: Mapping[str, Any]) -> list[str]:
     top = [s for s in views.by_gain(report) if s.get("kind")][:_TOP] or views.by_gain(report)[:_TOP]
     table = views.sites(report, top)
     rewritten = sum(bool(s.get("kind")) for s in known)
-    head = f"### Sites\n\n{rewritten} of {len(known)} rewritten"
+    verb = "would be rewritten" if is_analysis(report) else "rewritten"
+    head = f"### Sites\n\n{rewritten} of {len(known)} {verb}"
     if rewritten > len(top):
         head += f", the {len(top)} largest gains:"
     if prefix := views.common_prefix(report):
         head += f" (names begin with {_code(prefix)})"
-    kept: dict[str, int] = {}
-    for site in known:
-        if site.get("reason"):
-            kept[site["reason"]] = kept.get(site["reason"], 0) + 1
-    reasons = [f"- {n} × {_plain(reason)}" for reason, n in sorted(kept.items(), key=lambda item: -item[1])]
+    reasons = [f"- {n} × {_plain(reason)}" for reason, n in views.dense_reasons(report).items()]
     return [head, _table(table, code=0), "\n".join(["Kept dense:\n", *reasons]) if reasons else ""]
 
 

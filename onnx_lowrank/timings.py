@@ -70,10 +70,12 @@ def _compared(report: Mapping[str, Any]) -> list[Timing]:
 
 
 def model_names(report: Mapping[str, Any]) -> list[str]:
-    """File names of compared models; whole paths where two files have one name."""
+    """Names of compared models: file names, whole paths where two are equal, numbered where a file is repeated."""
     paths = [str(row.get("path")) for row in report["models"]]
     names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
-    return names if len(set(names)) == len(names) else paths
+    if len(set(names)) == len(names):
+        return names
+    return [path if paths.count(path) == 1 else f"{path} ({i + 1})" for i, path in enumerate(paths)]
 
 
 def _timing(first: Mapping[str, Any], names: tuple[str, ...], entries: tuple[Mapping[str, Any], ...]) -> Timing:

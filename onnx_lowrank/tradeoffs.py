@@ -64,7 +64,9 @@ def models(rows: Sequence[tuple[str, float, float]]) -> str:
     for i, (name, ms, loss) in enumerate(rows):
         end = x(ms) > svg.WIDTH / 2
         parts.append(svg.dot(x(ms), y(loss), f"s{i} fill", f"{name}: {ms} ms, loss {loss}", 5))
-        parts.append(svg.label(x(ms) + (-9 if end else 9), y(loss) - 8, name, f"name s{i}", "end" if end else "start"))
+        parts.append(
+            svg.label(x(ms) + (-9 if end else 9), y(loss) - 8, name[-40:], f"name s{i}", "end" if end else "start")
+        )
     return svg.drawing("Loss against latency", bottom + 40, *parts)
 
 

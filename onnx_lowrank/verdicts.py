@@ -61,12 +61,13 @@ def _where(report: Json) -> str:
     threads = next((f", {how(e.get('threads'))}" for e in report.get("latency") or ()), "")
     machine = ", ".join(str(environment[k]) for k in ("processor", "runtime") if environment.get(k))
     head = " · ".join(part for part in (f"{found.get('provider')}{threads}", machine) if part)
-    return f"{head} · {_data(found.get('samples'), found.get('data'), 'held-out samples')}"
+    data = _data(found.get("samples"), found.get("data"), "held-out samples")
+    return f"{head} · loss measured on {data}" if report.get("status") == "optimized" else f"{head} · {data}"
 
 
 def _data(samples: Any, data: Any, name: str) -> str:
     known = "synthetic inputs, not real data" if data == "synthetic" else name
-    return f"loss measured on {figures.fixed(samples, 0)} {known}"
+    return f"{figures.fixed(samples, 0)} {known}"
 
 
 def _name(path: Any) -> str:
@@ -81,7 +82,8 @@ def _of_comparison(report: Json) -> Verdict:
     threads = how(report.get("threads"))
     environment = report.get("environment") or {}
     machine = ", ".join(str(environment[k]) for k in ("processor", "runtime") if environment.get(k))
-    where = f"{report.get('provider')}, {threads} · {machine} · {_data(report.get('samples'), report.get('data'), 'samples')}"  # noqa: E501
+    data = _data(report.get("samples"), report.get("data"), "samples")
+    where = f"{report.get('provider')}, {threads} · {machine} · loss measured on {data}"
     if not ratios:
         return Verdict("comparison", "plain", subject, "No two models could be timed", "", where)
     best = max(ratios, key=lambda r: r.value)

@@ -91,13 +91,17 @@ def latency(report: Json) -> Table:
         speedups = {s.name: s for s in timing.ratios}
         for name, stats in zip(timing.names, timing.stats, strict=True):
             found = speedups.get(name)
-            cells = [number(stats.get(k), figures.fixed(stats.get(k), decimals[k])) for k in keys]
+            cells = [number(stats.get(k), _statistic_text(k, stats.get(k), decimals[k])) for k in keys]
             value = found.value if found else None
             ends = figures.interval((found.low, found.high), 3) if found else figures.MISSING
             rows.append((words(timing.title), words(name), *cells, number(value, figures.fixed(value, 3)), words(ends)))
     columns = (Column("timed with", numeric=False), Column("model", numeric=False))
     numbers = (*(Column(_statistic(k)) for k in keys), Column("speed-up"), Column("95 % interval"))
     return Table("latency", (*columns, *numbers), tuple(rows))
+
+
+def _statistic_text(key: str, value: Any, decimals: int) -> str:
+    return figures.size(value) if key.endswith("_bytes") else figures.fixed(value, decimals)
 
 
 def _statistic(key: str) -> str:
@@ -145,6 +149,7 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
     times = figures.decimals(v for s in known for v in (s.get("ms_before"), s.get("ms_after")))
     longest = max((float(s["ms_before"]) for s in known if figures.finite(s.get("ms_before"))), default=0.0)
     with_loss = any(figures.finite(s.get("loss")) for s in known)
+    with_reason = any(site.get("reason") for site in known)
     body = []
     for site in known:
         old, new, shape = site.get("ms_before"), site.get("ms_after"), site.get("shape") or []
@@ -161,12 +166,22 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
                 number(saved(site), figures.fixed(saved(site), times)),
                 number(site.get("error"), figures.loss(site.get("error"))),
                 *([number(site.get("loss"), figures.loss(site.get("loss")))] if with_loss else []),
-                Cell(str(site.get("reason") or ""), site.get("reason")),
+                *([Cell(str(site.get("reason") or ""), site.get("reason"))] if with_reason else []),
             )
         )
     numbers = ("share", "before ms", "after ms", "saved ms", "error", *(["loss"] if with_loss else []))
     columns = (Column("site", numeric=False), Column("op", numeric=False), Column("weight"), Column("choice", False))
-    return Table("sites", (*columns, *(Column(n) for n in numbers), Column("kept because", False)), tuple(body))
+    last = [Column("kept because", numeric=False)] if with_reason else []
+    return Table("sites", (*columns, *(Column(n) for n in numbers), *last), tuple(body))
+
+
+def dense_reasons(report: Json) -> dict[str, int]:
+    """Why sites stay dense, the most frequent reason first."""
+    counts: dict[str, int] = {}
+    for site in report.get("sites") or ():
+        if not site.get("kind") and site.get("reason"):
+            counts[site["reason"]] = counts.get(site["reason"], 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def choice(site: Json) -> str:
@@ -197,9 +212,9 @@ def common_prefix(report: Json) -> str:
     names = [str(s.get("node", "")) for s in report.get("sites") or ()]
     if len(names) < 2:
         return ""
-    # By characters and not by path: names of nodes are separated by dots as well.
+    # By characters and not by path: names of nodes without slashes are separated by dots.
     shared = os.path.commonprefix(names)  # noqa: RUF071
-    cut = max(shared.rfind(c) for c in "/.") + 1
+    cut = (shared.rfind("/") if "/" in shared else shared.rfind(".")) + 1
     return shared[:cut] if cut >= 8 else ""
 
 
