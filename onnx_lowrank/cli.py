@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
-from onnx_lowrank import __version__, pipeline, terminal
+from onnx_lowrank import __version__, output, pipeline, terminal
 from onnx_lowrank.commands import cache, zoo
 from onnx_lowrank.compare import compare as compare_models
-from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.errors import LowRankError, SettingsError
 from onnx_lowrank.options import (
     CACHE,
     DATA,
@@ -26,11 +26,9 @@ from onnx_lowrank.options import (
     WHAT,
     WHERE,
     WRITE,
-    check_side_outputs,
     numbers,
     options,
     split,
-    write_text,
 )  # fmt: skip
 
 
@@ -49,11 +47,11 @@ def cli() -> None:
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = split(given)
-    check_side_outputs(plan_out, show["report_to"])
+    output.check(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.optimize(model, out, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        write_text(plan_out, report.plan.to_json())
+        output.write_text(plan_out, report.plan.to_json())
     _show_report(report, show)
 
 
@@ -63,11 +61,11 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = split(given)
-    check_side_outputs(plan_out, show["report_to"])
+    output.check(plan_out, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.analyze(model, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
-        write_text(plan_out, report.plan.to_json())
+        output.write_text(plan_out, report.plan.to_json())
     _show_report(report, show, analysis=True)
 
 
@@ -78,7 +76,7 @@ def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: 
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
     show, choices = split(given)
-    check_side_outputs(None, show["report_to"])
+    output.check(None, show["report_to"])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.apply(plan, model, out, data=data or None, progress=tick, command=_command(), **choices)
     _show_report(report, show)
@@ -90,10 +88,10 @@ def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: An
 def compare(models: tuple[Path, ...], data: tuple[str, ...], **given: Any) -> None:
     """Compare latency and outputs of any ONNX MODELS with the first."""
     show, choices = split(given)
-    check_side_outputs(None, show["report_to"])
+    output.check(None, show["report_to"])
     comparison = compare_models(models, data=data or None, **choices)
     if show["report_to"] is not None:
-        write_text(show["report_to"], json.dumps(comparison.to_dict(), indent=1) + "\n")
+        output.write_report(show["report_to"], comparison.to_dict())
     if show["as_json"]:
         click.echo(json.dumps(comparison.to_dict()))
     else:
@@ -110,14 +108,16 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], **given: Any) -> No
 def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
     """Write several models along the Pareto frontier of MODEL, from one calibration."""
     show, choices = split(given)
-    check_side_outputs(None, show["report_to"])
+    output.check(None, show["report_to"])
+    if show["report_to"] is not None and show["report_to"].suffix != ".json":
+        raise SettingsError(f"--report {show['report_to']}: several models are reported as .json; give such a name")
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         reports = pipeline.sweep(
             model, folder, losses=numbers(losses), data=data or None, progress=tick, command=_command(), **choices
         )
     table = [report.to_dict() for report in reports]
     if show["report_to"] is not None:
-        write_text(show["report_to"], json.dumps(table, indent=1) + "\n")
+        output.write_text(show["report_to"], json.dumps(table, indent=1) + "\n")
     if show["as_json"]:
         click.echo(json.dumps(table))
     else:
@@ -130,7 +130,7 @@ cli.add_command(zoo)
 
 def _show_report(report: Any, show: dict[str, Any], *, analysis: bool = False) -> None:
     if show["report_to"] is not None:
-        write_text(show["report_to"], json.dumps(report.to_dict(), indent=1) + "\n")
+        output.write_report(show["report_to"], report.to_dict())
     if show["as_json"]:
         click.echo(json.dumps(report.to_dict()))
     else:

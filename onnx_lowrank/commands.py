@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from onnx_lowrank import cache as tables
-from onnx_lowrank import terminal
-from onnx_lowrank.options import PATH, check_side_outputs, options
+from onnx_lowrank import output, terminal
+from onnx_lowrank.options import PATH, options
 from onnx_lowrank.settings import default_cache
 
 
@@ -43,7 +43,7 @@ def cache_clear(folder: Path) -> None:
 @options(_folder, *_key)
 def cache_export(target: Path, folder: Path, provider: str, threads: int) -> None:
     """Write this machine's table to TARGET, to plan with it elsewhere: --cache TARGET."""
-    check_side_outputs(target, None)
+    output.check(target, None)
     entry = tables.export(folder, target, provider, threads)
     click.echo(f"{entry.times} times of {entry.geometries} geometries written to {target}")
 

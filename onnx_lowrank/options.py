@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +74,7 @@ CACHE = click.option(
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
 )
 SHOW = (
-    click.option("--report", "report_to", type=PATH, help="Write the report as JSON."),
+    click.option("--report", "report_to", type=PATH, help="Write the report: .html, .json or .md."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
     click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
@@ -144,38 +142,3 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         raise SettingsError(f"--shape '{text}' is not of the form NAME:1,3,224,224") from None
     return name, shape
-
-
-def check_side_outputs(plan_out: Path | None, report_to: Path | None) -> None:
-    """Refuse, before hours of work, a plan or report file that could not be written at the end.
-
-    Raises:
-        SettingsError: a name or a folder that cannot be used.
-    """
-    if report_to is not None and report_to.suffix != ".json":
-        raise SettingsError(f"--report {report_to}: reports are written as .json; give a name that ends so")
-    for path in (plan_out, report_to):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise SettingsError(f"{path}: cannot be written there; give a file in a folder that exists")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        SettingsError: it cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
-        Path(name).replace(path)
-    except OSError as fault:
-        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -50,7 +50,7 @@ def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command:
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
-    return found.loss <= settings.limit and found.speedup.low > 1
+    return found.loss <= settings.limit and found.faster
 
 
 def _failure(found: Measured, settings: Settings) -> str:

@@ -57,6 +57,8 @@ def load() -> Any:
     try:
         import onnxruntime
     except ImportError as fault:
+        if isinstance(fault.__cause__ or fault.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         raise RuntimeMissing(
             f"ONNX Runtime cannot be imported ({fault}); install one: pip install 'onnx-lowrank[cpu]' or '[gpu]'"
         ) from None

@@ -31,6 +31,11 @@ class Measured:
     latency: tuple[Latency, ...]
 
     @property
+    def faster(self) -> bool:
+        """Whether every interval lies above 1 and above what the original measures against itself."""
+        return all(entry.ratio.low > max(1.0, entry.aa.high) for entry in self.latency)
+
+    @property
     def speedup(self) -> Ratio:
         """The least ratio over the shapes."""
         return min((entry.ratio for entry in self.latency), key=lambda ratio: ratio.low)

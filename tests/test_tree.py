@@ -84,6 +84,10 @@ LEVELS: Final[dict[str, int]] = {
     "verify": 6,
     # facade, views, zoo
     "": 7,
+    "charts": 7,
+    "figures": 7,
+    "html": 7,
+    "markdown": 7,
     "models": 7,
     "models.catalogue": 7,
     "models.drawing": 7,
@@ -93,7 +97,13 @@ LEVELS: Final[dict[str, int]] = {
     "models.photos": 7,
     "models.speech": 7,
     "models.text": 7,
+    "output": 7,
+    "svg": 7,
     "terminal": 7,
+    "timings": 7,
+    "tradeoffs": 7,
+    "verdicts": 7,
+    "views": 7,
     # the command line
     "__main__": 8,
     "cli": 8,
@@ -118,6 +128,9 @@ IMPORTERS: Final = {
     "click": {"cli", "commands", "options"},
 }
 """The fence around each foreign library."""
+
+
+TEMPLATES: Final = {p.relative_to(ROOT).as_posix() for p in (ROOT / "onnx_lowrank" / "templates").iterdir()}
 
 
 def _sources() -> dict[str, Path]:
@@ -216,7 +229,7 @@ def test_the_wheel_is_exactly_the_tree(tmp_path: Path) -> None:
     info = {name for name in names if name.partition("/")[0].endswith(".dist-info")}
     tree = {p.relative_to(ROOT).as_posix() for p in SOURCES.values()}
     tree = {name if name.startswith("onnx_lowrank/") else f"onnx_lowrank/{name}" for name in tree}
-    assert names - info == tree | {"onnx_lowrank/py.typed"}
+    assert names - info == tree | {"onnx_lowrank/py.typed"} | TEMPLATES
     files = {name.partition("/")[2] for name in info}
     assert files == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 

@@ -1,0 +1,142 @@
+"""The charts of the HTML report: each takes figures of the JSON and returns one inline SVG, or "" without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from onnx_lowrank import figures, svg
+from onnx_lowrank.timings import Speedup, Timing
+from onnx_lowrank.views import by_gain, choice, common_prefix
+
+Json = Mapping[str, Any]
+_RIGHT: Final = svg.WIDTH - 10.0
+_BINS: Final = 36
+_SITES: Final = 15
+
+
+def distribution(timing: Timing) -> str:
+    """A row for each model: a histogram of its runs where they were kept, else its percentiles."""
+    return _histograms(timing) if timing.samples else _medians(timing)
+
+
+def _histograms(timing: Timing) -> str:
+    # A few runs of wall time are interrupted for tens of milliseconds; they would press all others into one bin.
+    shown = [np.percentile(s, 95) for s in timing.samples]
+    low, high = min(map(min, timing.samples)), float(max(shown))
+    axis = svg.linear((low, high), 6, _RIGHT)
+    edges = np.linspace(axis.low, axis.high, _BINS + 1)
+    parts, y, step = [], 0.0, 74.0
+    for i, (name, runs) in enumerate(zip(timing.names, timing.samples, strict=True)):
+        counts, _ = np.histogram(runs, edges)
+        base = y + step - 8
+        for n, left, right in zip(counts, edges, edges[1:], strict=False):
+            if n:
+                height, tip = 46 * n / counts.max(), f"{n} runs, {figures.short(left)}–{figures.short(right)} ms"
+                x = axis(float(left))
+                parts.append(svg.bar(x, base - height, axis(float(right)) - x - 1, height, f"s{i} fill", tip))
+        median, beyond = float(np.median(runs)), sum(r > axis.high for r in runs)
+        more = f", {beyond} beyond the axis" if beyond else ""
+        parts.append(svg.line(axis(median), base - 50, axis(median), base, f"s{i} median"))
+        words = f"{_middle(name, 28)}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
+        parts.append(svg.label(6, y + 14, words, f"name s{i}"))
+        y += step
+    name = "milliseconds per run"
+    return svg.drawing(f"Latency, {timing.title}", y + 30, svg.x_axis(axis, 20, y - 8, name), *parts)
+
+
+def _medians(timing: Timing) -> str:
+    rows = [(n, s) for n, s in zip(timing.names, timing.stats, strict=True) if figures.finite(s.get("p50_ms"))]
+    if not rows:
+        return ""
+    tails = {n: [float(s[k]) for k in ("p90_ms", "p99_ms") if figures.finite(s.get(k))] for n, s in rows}
+    known = [float(s["p50_ms"]) for _, s in rows] + [ms for tail in tails.values() for ms in tail]
+    axis = svg.linear(known, 6, _RIGHT, zero=True)
+    parts, y = [], 0.0
+    for i, (name, stats) in enumerate(rows):
+        p50 = float(stats["p50_ms"])
+        parts.append(svg.label(6, y + 14, f"{_middle(name, 44)}: p50 {figures.short(p50)} ms", f"name s{i}"))
+        tip = f"{name}: p50 {p50} ms, {stats.get('runs')} runs"
+        parts.append(svg.bar(axis(0), y + 21, axis(p50) - axis(0), 14, f"s{i} fill", tip))
+        for tail in tails[name]:
+            parts.append(svg.line(axis(p50), y + 28, axis(tail), y + 28, f"s{i} median"))
+            parts.append(svg.dot(axis(tail), y + 28, f"s{i} fill", f"{name}: p90 or p99 {tail} ms"))
+        y += 46
+    return svg.drawing(
+        f"Latency, {timing.title}", y + 36, svg.x_axis(axis, 18, y, "median, milliseconds per run"), *parts
+    )
+
+
+def intervals(known: Sequence[Timing]) -> str:
+    """Each paired ratio with its 95 % interval, and the A/A controls: what noise alone looks like."""
+    rows: list[tuple[str, Speedup, str]] = []
+    for timing in known:
+        many = len(timing.ratios) > 1
+        for ratio in timing.ratios:
+            rows.append(
+                (_middle(ratio.name, 32) if many else timing.title, ratio, f"s{timing.names.index(ratio.name)}")
+            )
+        if timing.control:
+            rows.append((f"A/A control, {timing.title}", timing.control, "s0"))
+    if not rows:
+        return ""
+    axis = svg.linear([1.0, *(v for _, r, _ in rows for v in (r.low, r.high))], 10, _RIGHT)
+    bottom = 36.0 * len(rows) + 6
+    parts = [svg.x_axis(axis, 0, bottom, "original ÷ model: above 1 is faster (×)")]
+    parts.append(svg.line(axis(1), 0, axis(1), bottom, "reference"))
+    for i, (name, found, class_) in enumerate(rows):
+        y = 36.0 * i + 26
+        words = f"{name}: {found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
+        parts.append(svg.label(10, y - 12, words, f"name {class_}"))
+        parts.append(svg.line(axis(found.low), y, axis(found.high), y, f"{class_} range"))
+        parts.append(svg.dot(axis(found.value), y, f"{class_} fill", words, 4.5))
+    return svg.drawing("Speed-up with 95 % intervals", bottom + 40, *parts)
+
+
+def sites(report: Json) -> str:
+    """The sites that gained most, then the slowest: milliseconds before and after, on the fragment alone."""
+    timed = [s for s in by_gain(report) if figures.finite(s.get("ms_before"))][:_SITES]
+    if not timed:
+        return ""
+    prefix = common_prefix(report)
+    axis = svg.linear([float(s["ms_before"]) for s in timed] + [_after(s) for s in timed], 6, _RIGHT, zero=True)
+    bottom = 34.0 * len(timed) + 16
+    parts = [svg.legend([("s0 fill", "before"), ("s1 fill", "after")], 10, 6)]
+    parts.append(svg.x_axis(axis, 20, bottom + 4, "milliseconds, the fragment alone"))
+    for i, site in enumerate(timed):
+        y, old, new = 34.0 * i + 36, float(site["ms_before"]), _after(site)
+        name = _middle(str(site.get("node")).removeprefix(prefix), 44)
+        parts.append(svg.label(6, y - 5, name, "tick ink"))
+        parts.append(svg.label(_RIGHT, y - 5, choice(site), "tick", "end"))
+        tip = f"{site.get('node')}: {old} ms → {new} ms, {choice(site)}"
+        parts.append(svg.bar(axis(0), y, axis(old) - axis(0), 6, "s0 fill", tip))
+        if site.get("kind"):
+            parts.append(svg.bar(axis(0), y + 7, axis(new) - axis(0), 6, "s1 fill", tip))
+    return svg.drawing("Sites before and after", bottom + 44, *parts)
+
+
+def _after(site: Json) -> float:
+    return float(site["ms_after"] if figures.finite(site.get("ms_after")) else site["ms_before"])
+
+
+def _middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def losses(rows: Sequence[tuple[str, float]], limit: float | None) -> str:
+    """Loss of each model on a common scale, with the limit."""
+    if not rows:
+        return ""
+    axis = svg.linear([*(v for _, v in rows), limit or 0.0, 1e-12], 6, _RIGHT, zero=True)
+    bottom = 40.0 * len(rows) + 14
+    parts = [svg.x_axis(axis, 14, bottom, "loss: relative squared error of the outputs")]
+    for i, (name, loss) in enumerate(rows):
+        y = 40.0 * i + 30
+        parts.append(svg.label(6, y - 6, f"{_middle(name, 44)}: {figures.short(loss)}", "name"))
+        parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, f"s{i + 1} fill", f"{name}: {loss}"))
+    if limit:
+        parts.append(svg.line(axis(limit), 10, axis(limit), bottom, "limit"))
+        parts.append(svg.label(axis(limit) - 5, 9, f"limit {figures.short(limit, 1)}", "tick limit-name", "end"))
+    return svg.drawing("Loss against its limit", bottom + 40, *parts)

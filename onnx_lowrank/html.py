@@ -1,0 +1,130 @@
+"""The report as one offline HTML file: a pure function of the report's JSON, which is kept inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from onnx_lowrank import charts, figures, timings, tradeoffs, verdicts, views
+from onnx_lowrank.errors import RuntimeMissing
+
+
+def html(report: Mapping[str, Any]) -> str:
+    """One file without a reference to the network, out of `Report.to_dict()` or `Comparison.to_dict()`.
+
+    Raises:
+        RuntimeMissing: jinja2 is not installed.
+    """
+    check()
+    import jinja2
+    from markupsafe import Markup, escape
+
+    loader = jinja2.PackageLoader("onnx_lowrank")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    # Names of nodes may break after a slash, and nowhere else unless they must.
+    environment.filters["breakable"] = lambda text: Markup(escape(text).replace("/", Markup("/<wbr>")))
+    script = _text("report.js")
+    parts = _comparison(report) if "models" in report else _report(report)
+    drawn = {k: [Markup(c) for c in v if c] if isinstance(v, list) else Markup(v) for k, v in parts["charts"].items()}
+    stairs = [(title, detail, Markup(chart)) for title, detail, chart in parts["staircases"]]
+    return environment.get_template("report.html.j2").render(
+        {**parts, "charts": drawn, "staircases": stairs},
+        data=report,
+        style=Markup(_text("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def check() -> None:
+    """Refuse before the work is done.
+
+    Raises:
+        RuntimeMissing: jinja2 is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise RuntimeMissing("an HTML report needs jinja2; install it: pip install 'onnx-lowrank[report]'")
+
+
+def _text(name: str) -> str:
+    return resources.files("onnx_lowrank").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _report(report: Mapping[str, Any]) -> dict[str, Any]:
+    known, found = timings.timings(report), report.get("verdict") or {}
+    measured = report.get("status") == "optimized" and figures.finite(found.get("loss"))
+    limit = float(found["loss_limit"]) if figures.finite(found.get("loss_limit")) else None
+    analysis = timings.is_analysis(report)
+    return {
+        **_common(report, known),
+        "comparison": False,
+        "analysis": analysis,
+        "overview": None if analysis or not known else views.before_after(report),
+        "pareto": views.pareto(report),
+        "sites": views.sites(report, views.by_gain(report)),
+        "rewritten": any(site.get("kind") for site in report.get("sites") or ()),
+        "prefix": views.common_prefix(report),
+        "dense": views.dense_reasons(report),
+        "kept": report.get("kept") or {},
+        "accuracy": views.listed("accuracy", report.get("accuracy")),
+        "loss": (figures.short(found.get("loss")), figures.short(limit, 1)) if measured else None,
+        "staircases": tradeoffs.staircases(report),
+        "charts": {
+            **_timed(known),
+            "frontier": tradeoffs.frontier(report),
+            "sites": charts.sites(report),
+            "losses": charts.losses([("rewritten", float(found["loss"]))], limit) if measured else "",
+        },
+    }
+
+
+def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
+    known = timings.timings(report)
+    names = timings.model_names(report)
+    rows = [(n, r["loss"]) for n, r in zip(names, report["models"], strict=True) if figures.finite(r.get("loss"))]
+    p50 = dict(zip(known[0].names, (s.get("p50_ms") for s in known[0].stats), strict=True)) if known else {}
+    points = [(n, float(p50[n] or 0), float(loss)) for n, loss in rows if figures.finite(p50.get(n))]
+    return {
+        **_common(report, known),
+        "comparison": True,
+        "analysis": False,
+        "overview": verdicts.compared(report),
+        "pareto": None,
+        "sites": None,
+        "rewritten": False,
+        "prefix": "",
+        "dense": {},
+        "kept": {},
+        "accuracy": views.listed("accuracy", report.get("accuracy")),
+        "loss": None,
+        "staircases": [],
+        "charts": {
+            **_timed(known),
+            "frontier": tradeoffs.models(points),
+            "sites": "",
+            "losses": charts.losses([(n, float(v)) for n, v in rows[1:]], None),
+        },
+    }
+
+
+def _common(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str, Any]:
+    return {
+        "verdict": verdicts.verdict(report),
+        "warnings": verdicts.warnings(report),
+        "timings": known,
+        "latency": views.latency(report),
+        "profile": views.listed("profile", report.get("profile")),
+        "environment": verdicts.environment(report),
+        "seconds": report.get("seconds") or {},
+        "command": report.get("command") or "",
+    }
+
+
+def _timed(known: list[timings.Timing]) -> dict[str, Any]:
+    return {"distributions": [charts.distribution(t) for t in known], "intervals": charts.intervals(known)}

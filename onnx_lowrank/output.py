@@ -1,0 +1,65 @@
+"""Reports and other side outputs on disk: format by suffix, refused before the work, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from onnx_lowrank import html
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.markdown import markdown
+
+_FORMATS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    ".html": html.html,
+    ".json": lambda report: json.dumps(report, indent=1) + "\n",
+    ".md": markdown,
+}
+
+
+def check(plan_out: Path | None, report_to: Path | None) -> None:
+    """Refuse, before the work, what could not be written after it.
+
+    Raises:
+        SettingsError: an unknown suffix, or no such folder.
+        RuntimeMissing: a library that the format needs is not installed.
+    """
+    if report_to is not None:
+        if report_to.suffix not in _FORMATS:
+            names = ", ".join(_FORMATS)
+            raise SettingsError(f"--report {report_to}: reports are written as {names}; give a name that ends so")
+        if report_to.suffix == ".html":
+            html.check()
+    for path in (plan_out, report_to):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise SettingsError(f"{path}: cannot be written there; give a file in a folder that exists")
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the JSON form of a report as what the suffix says: HTML, JSON or Markdown."""
+    write_text(path, _FORMATS[path.suffix](report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by way of a temporary one beside it.
+
+    Raises:
+        SettingsError: it cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
+        Path(name).replace(path)
+    except OSError as fault:
+        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,153 @@
+"""The verdict of a report or a comparison in words, with what a reader has to know before believing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from onnx_lowrank import figures
+from onnx_lowrank.timings import Timing, how, is_analysis, model_names, timings
+from onnx_lowrank.views import Column, Table, model_ms, number, saved, words
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Headline, one line of figures, and one that says where and with which data they were measured.
+
+    `tone` is `good`, `plain` or `bad`; `subject` names the files.
+    """
+
+    label: str
+    tone: str
+    subject: str
+    headline: str
+    figures: str
+    where: str
+
+
+def verdict(report: Json) -> Verdict:
+    """What the page says first."""
+    if "models" in report:
+        return _of_comparison(report)
+    model = report.get("model") or {}
+    old, new = (_name((model.get(side) or {}).get("path")) for side in ("before", "after"))
+    found, where = report.get("verdict") or {}, _where(report)
+    limit = figures.short(found.get("loss_limit"), 1)
+    if is_analysis(report):
+        headline = str(found.get("reason")).capitalize()
+        line = f"{_fragments(report)} Loss limit {limit}. No model was written."
+        return Verdict("analysis", "plain", old, headline, line, where)
+    if report.get("status") != "optimized":
+        reason = str(found.get("reason") or figures.MISSING)
+        return Verdict("unchanged", "plain", old, "Unchanged", f"{reason[:1].upper()}{reason[1:]}.", where)
+    ends = figures.interval(found.get("speedup_ci"))
+    loss = f"loss {figures.short(found.get('loss'), 2)} of {limit} allowed"
+    headline = f"{figures.ratio(found.get('speedup'))} faster"
+    return Verdict("optimized", "good", f"{old} → {new}", headline, f"95 % interval {ends} · {loss}", where)
+
+
+def _fragments(report: Json) -> str:
+    total = sum(saved(s) or 0.0 for s in report.get("sites") or () if s.get("kind"))
+    whole = model_ms(report)
+    share = f", {figures.percent(total / whole)} of the model's {figures.short(whole)} ms" if whole else ""
+    return f"Their fragments alone save {figures.short(total)} ms{share}."
+
+
+def _where(report: Json) -> str:
+    found, environment = report.get("verdict") or {}, report.get("environment") or {}
+    threads = next((f", {how(e.get('threads'))}" for e in report.get("latency") or ()), "")
+    machine = ", ".join(str(environment[k]) for k in ("processor", "runtime") if environment.get(k))
+    head = " · ".join(part for part in (f"{found.get('provider')}{threads}", machine) if part)
+    data = _data(found.get("samples"), found.get("data"), "held-out samples")
+    return f"{head} · loss measured on {data}" if report.get("status") == "optimized" else f"{head} · {data}"
+
+
+def _data(samples: Any, data: Any, name: str) -> str:
+    known = "synthetic inputs, not real data" if data == "synthetic" else name
+    return f"{figures.fixed(samples, 0)} {known}"
+
+
+def _name(path: Any) -> str:
+    return str(path or figures.MISSING).replace("\\", "/").rpartition("/")[2]
+
+
+def _of_comparison(report: Json) -> Verdict:
+    timed = timings(report)
+    ratios = timed[0].ratios if timed else ()
+    names = model_names(report)
+    subject = " · ".join(names)
+    threads = how(report.get("threads"))
+    environment = report.get("environment") or {}
+    machine = ", ".join(str(environment[k]) for k in ("processor", "runtime") if environment.get(k))
+    data = _data(report.get("samples"), report.get("data"), "samples")
+    where = f"{report.get('provider')}, {threads} · {machine} · loss measured on {data}"
+    if not ratios:
+        return Verdict("comparison", "plain", subject, "No two models could be timed", "", where)
+    best = max(ratios, key=lambda r: r.value)
+    line = f"95 % interval {figures.interval((best.low, best.high))}"
+    losses = {n: row.get("loss") for n, row in zip(names, report["models"], strict=True)}
+    if figures.finite(losses.get(best.name)):
+        line += f" · its outputs differ from the first model's by {figures.short(losses[best.name], 2)} (relative)"
+    if best.low > 1:
+        return Verdict("comparison", "good", subject, f"{best.name}: {figures.ratio(best.value)} faster", line, where)
+    if best.high < 1:
+        headline = f"{names[0]} is the fastest"
+        return Verdict("comparison", "plain", subject, headline, f"Next {best.name} at {best.text}", where)
+    return Verdict("comparison", "plain", subject, "No speed difference shown", f"{best.name}: {best.text}", where)
+
+
+def warnings(report: Json) -> list[str]:
+    """The run's warnings, and what the figures themselves give cause to say."""
+    found = [str(w) for w in report.get("warnings") or ()]
+    if (report.get("verdict") or report).get("data") == "synthetic" and not any("synthetic" in w for w in found):
+        found.append("the loss was measured on synthetic inputs, not on real data")
+    found += [_unsteady(t) for t in timings(report) if t.unsteady]
+    for row in report.get("models") or ():
+        if row.get("error"):
+            found.append(f"{row.get('path')}: {row['error']}")
+    return found
+
+
+def _unsteady(timing: Timing) -> str:
+    assert timing.control is not None
+    ends = figures.interval((timing.control.low, timing.control.high), 3)
+    return f"noise ({timing.title}): the original against itself gave {ends}; smaller differences mean nothing"
+
+
+def compared(report: Json) -> Table:
+    """A row for each compared model; the first is the baseline."""
+    timed = timings(report)
+    stats = dict(zip(timed[0].names, timed[0].stats, strict=True)) if timed else {}
+    ratios = {r.name: r for r in timed[0].ratios} if timed else {}
+    decimals = figures.decimals(s.get("p50_ms") for s in stats.values())
+    rows = []
+    for name, row in zip(model_names(report), report["models"], strict=True):
+        p50, ratio = stats.get(name, {}).get("p50_ms"), ratios.get(name)
+        rows.append(
+            (
+                words(name),
+                number(p50, figures.fixed(p50, decimals)),
+                number(ratio and ratio.value, figures.fixed(ratio and ratio.value, 3)),
+                words(figures.interval((ratio.low, ratio.high), 3) if ratio else ""),
+                number(row.get("bytes"), figures.size(row.get("bytes"))),
+                number(row.get("parameters"), figures.count(row.get("parameters"))),
+                number(row.get("loss"), figures.loss(row.get("loss"))),
+            )
+        )
+    names = ("p50 ms", "speed-up", "95 % interval", "file", "parameters", "loss")
+    return Table("models", (Column("model", numeric=False), *(Column(n) for n in names)), tuple(rows))
+
+
+def environment(report: Json) -> list[tuple[str, str]]:
+    """Machine, versions, data and files, as name and text."""
+    rows = [(key, str(value)) for key, value in (report.get("environment") or {}).items()]
+    found = report.get("verdict") or report
+    rows += [(key, str(found[key])) for key in ("provider", "precision", "data", "samples", "metric") if key in found]
+    for side in ("before", "after"):
+        facts = (report.get("model") or {}).get(side) or {}
+        rows += [(f"{side}, {key}", str(facts[key])) for key in ("path", "sha256") if facts.get(key)]
+    rows += [(f"model {i + 1}", str(row.get("path"))) for i, row in enumerate(report.get("models") or ())]
+    return rows

@@ -1,0 +1,134 @@
+"""The HTML report in a real browser: no error, no request, charts that drew data, sorting, both colour schemes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.conftest import Written
+
+COMMANDS = ("optimize", "compare")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium of the system, driven by playwright: nothing is downloaded."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        # Chromium refuses to run as root, as in a container, with its sandbox.
+        launched = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+def opened(browser: Browser, path: Path, width: int = 1280, **options: Any) -> tuple[Page, list[str], list[str]]:
+    """A page, what it logged, and what it asked for; the network is off."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **options)
+    page = context.new_page()
+    logged: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda fault: logged.append(str(fault)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    return page, logged, asked
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_error_and_no_request(browser: Browser, written: dict[str, Written], command: str) -> None:
+    page, logged, asked = opened(browser, written[command].path)
+    page.wait_for_timeout(300)
+    assert logged == []
+    assert [url for url in asked if not url.startswith("data:")] == [written[command].path.as_uri()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_chart_drew_data(browser: Browser, written: dict[str, Written], command: str) -> None:
+    page, _, _ = opened(browser, written[command].path)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    charts = page.locator("svg.chart")
+    assert charts.count() >= 4
+    for i in range(charts.count()):
+        sizes = charts.nth(i).evaluate(
+            "svg => [...svg.querySelectorAll('.mark')].map(m => m.getBoundingClientRect())"
+            ".map(b => [b.width, b.height])"
+        )
+        assert sizes, charts.nth(i).get_attribute("aria-label")
+        assert all(width > 0 and height > 0 for width, height in sizes)
+        inside = charts.nth(i).evaluate(
+            "svg => { const s = svg.getBoundingClientRect(); return [...svg.querySelectorAll('.mark, text')].every("
+            "m => { const b = m.getBoundingClientRect(); return b.left > s.left - 9 && b.right < s.right + 9; }); }"
+        )
+        assert inside, charts.nth(i).get_attribute("aria-label")
+
+
+def test_sorting_and_filtering(browser: Browser, written: dict[str, Written]) -> None:
+    page, logged, _ = opened(browser, written["optimize"].path)
+    read = "t => [...document.querySelectorAll('#table-' + t + ' tbody tr')].map(r => r.cells[1].dataset.value)"
+    button = page.locator("#table-pareto th button").nth(1)
+    button.click()
+    down = [float(v) for v in page.evaluate(read, "pareto")]
+    button.click()
+    assert [float(v) for v in page.evaluate(read, "pareto")] == sorted(down)
+    assert down == sorted(down, reverse=True)
+    assert page.locator("#table-pareto th").nth(1).get_attribute("aria-sort") == "ascending"
+    names = page.locator("#table-sites tbody tr td:first-child")
+    page.locator("#table-sites th button").first.click()
+    assert names.all_inner_texts() == sorted(names.all_inner_texts())
+    page.fill("#filter", "layer.1")
+    assert page.locator("#table-sites tbody tr:visible").count() == 1
+    assert logged == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_verdict_is_seen_without_scrolling(
+    browser: Browser, written: dict[str, Written], command: str, width: int
+) -> None:
+    page, _, _ = opened(browser, written[command].path, width)
+    for part in ("h1", ".figures", ".where"):
+        box = page.locator(part).first.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 800
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_light_dark_and_print(browser: Browser, written: dict[str, Written], command: str, tmp_path: Path) -> None:
+    """Screenshots stay in pytest's temporary folder."""
+    paper = {}
+    colour = "getComputedStyle(document.body).backgroundColor"
+    for scheme in ("light", "dark"):
+        page, logged, _ = opened(browser, written[command].path, color_scheme=scheme)
+        page.screenshot(path=tmp_path / f"{command}-{scheme}.png", full_page=True)
+        paper[scheme] = page.evaluate(colour)
+        page.click("#theme")
+        assert page.evaluate(colour) == "rgb(255, 255, 255)"
+        page.click("#theme")
+        paper[f"{scheme}, then dark"] = page.evaluate(colour)
+        page.emulate_media(media="print")
+        assert page.evaluate(colour) == "rgb(255, 255, 255)"
+        assert page.pdf().startswith(b"%PDF")
+        assert logged == []
+    assert paper["light"] == "rgb(255, 255, 255)"
+    assert paper["light"] != paper["dark"] == paper["light, then dark"] == paper["dark, then dark"]
+    assert all(path.stat().st_size > 20_000 for path in tmp_path.glob("*.png"))
+
+
+def test_the_json_can_be_saved(browser: Browser, written: dict[str, Written], tmp_path: Path) -> None:
+    page, _, _ = opened(browser, written["optimize"].path)
+    with page.expect_download() as saved:
+        page.click("#download")
+    saved.value.save_as(tmp_path / "report.json")
+    assert '"schema": 1' in (tmp_path / "report.json").read_text(encoding="utf-8")
