@@ -65,6 +65,9 @@ HOW = (
     click.option("--metric", default=None, help=f"{', '.join(METRIC_NAMES)} or file.py:function [default: relative]."),
     click.option("--max-drop", type=float, default=None, help="The limit for another --metric [default: 0.01]."),
     click.option("--output-weight", "output_weights", multiple=True, metavar="NAME:2", help="Weight in the loss."),
+    click.option(
+        "--refit/--no-refit", default=None, help="Repair the factors with data after the choice [default: refit]."
+    ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )
 CACHE = click.option(

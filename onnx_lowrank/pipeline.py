@@ -13,6 +13,7 @@ from onnx_lowrank.outcome import finish, report_of, verdict_of
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.planning import choose, decide_plan
 from onnx_lowrank.prepare import Progress
+from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
 from onnx_lowrank.run import Clock, start
 from onnx_lowrank.settings import Settings
@@ -102,6 +103,8 @@ def apply(
     check_output(out, Path(model), in_place=in_place)
     source = data if data is not None else list(plan.data) or None
     run = start(Path(model), source, settings, clock, plan.decisions)
+    if plan.refitted:
+        run.fits = replayed(run, plan.decisions, plan.refitted)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
     return finish(run, plan, out, external_data, command, give_back=False)

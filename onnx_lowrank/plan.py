@@ -47,6 +47,7 @@ class Plan:
         max_loss: limit of the metric that the plan was made for; None when the goal was a speed or a size.
         metric: what the loss is.
         policy: how the ranks were chosen.
+        refitted: sites whose factors were repaired with data, on the inputs that the rewritten prefix gives.
         shapes: of synthetic inputs and timings, one set after the other.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     shapes: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = ()
     metric: str = "relative"
     policy: str = "knapsack"
+    refitted: tuple[str, ...] = ()
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -93,6 +95,7 @@ class Plan:
                 raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
+            table["refitted"] = tuple(table["refitted"])
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
             )

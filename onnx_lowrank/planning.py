@@ -10,12 +10,13 @@ import numpy as np
 import scipy.linalg
 
 from onnx_lowrank import insitu, measure
-from onnx_lowrank.allocate import Candidate, Choices, Plans, predicted_loss, predicted_ms, settle
+from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
 from onnx_lowrank.candidates import measured_choices
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.probe import Probes
+from onnx_lowrank.repair import Repaired, bolder, repaired
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import node_times
 from onnx_lowrank.search import search
@@ -43,6 +44,9 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
     """
     found = list(choices) if choices is not None else choose(run)
     decisions = _additive(run, found, _reach(run, found))
+    refitted: tuple[str, ...] = ()
+    if run.settings.refit and run.settings.policy == "knapsack" and any(d.kind for d in decisions):
+        decisions, refitted = _repaired(run, found, decisions)
     loaded, settings = run.loaded, run.settings
     return Plan(
         model_sha256=loaded.file.sha256,
@@ -56,7 +60,23 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         shapes=tuple(tuple(sorted(shapes.items())) for shapes in settings.shapes),
         metric=settings.metric,
         policy=settings.policy,
+        refitted=refitted,
     )
+
+
+def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[str, ...]]:
+    """Repair the factors; where the loss is the goal, spend what that wins on a faster plan."""
+    if run.settings.speedup is not None or run.settings.size is not None:
+        found: Repaired | None = repaired(run, decisions)
+    else:
+        plans = frontier(choices)
+        found = bolder(run, decisions, lambda limit: _within_loss(run, plans, choices, limit))
+    if found is None or not found.sites:
+        return decisions, ()
+    run.fits = found.fits
+    if found.decisions != decisions and not run.table.given:
+        run.additivity = {**run.additivity, **_prediction(run, found.decisions)}
+    return found.decisions, found.sites
 
 
 def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
@@ -109,16 +129,15 @@ def _reach(run: Run, choices: Sequence[Choices]) -> Decisions:
     plans = sorted(plans, key=lambda plan: plan[0])
     if run.settings.speedup is not None:
         return _fast_enough(run, plans, run.settings.speedup) or dense
-    return _within_loss(run, plans, choices) or dense
+    return _within_loss(run, plans, choices, run.settings.limit) or dense
 
 
 def _spectra(run: Run) -> dict[str, Array]:
     return {s.name: scipy.linalg.svdvals(s.weight.astype(np.float64)) for s in run.loaded.sites}
 
 
-def _within_loss(run: Run, plans: Plans, choices: Sequence[Choices]) -> Decisions | None:
+def _within_loss(run: Run, plans: Plans, choices: Sequence[Choices], limit: float) -> Decisions | None:
     """The furthest plan whose measured loss holds, then between it and the next one by the whole knapsack."""
-    limit = run.settings.limit
     found = search(plans, lambda decisions: _measured_loss(run, decisions), limit)
     run.clock("decide", 1, 1)
     if found is None or run.settings.policy != "knapsack":

@@ -32,8 +32,8 @@ from onnx_lowrank.sites import Site
 _SHARE = 0.5  # m of the mixed target
 _GROUPS = 5
 _GROUP_BYTES = 768 << 20
-_SAMPLES = 16
-_PER_DIMENSION = 2
+_SAMPLES = 48
+_POSITIONS_PER_DIMENSION = 2
 
 Group = tuple[Site, ...]
 
@@ -110,7 +110,7 @@ def _joint(
     for sample in samples:
         x, y = (dict(zip(s.output_names, s.run(sample), strict=True)) for s in sessions)
         for site in group:
-            wanted = max(math.ceil(_PER_DIMENSION * site.geometry.inputs / len(samples)), 64)
+            wanted = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / len(samples)), 64)
             try:
                 found[site.name].add(*_pairs(site, x[site.x], y[site.y], wanted, rng))
             except ValueError as fault:

@@ -38,10 +38,14 @@ class Clock:
 
 @dataclasses.dataclass
 class Run:
-    """Everything known about one model on the way through; the steps fill it in order."""
+    """Everything known about one model on the way through; the steps fill it in order.
+
+    `base` are the fits to the original's own activations, `fits` those in use, some of them repaired.
+    """
 
     loaded: Loaded
     settings: Settings
+    base: Fits
     fits: Fits
     references: References
     clock: Clock
@@ -83,7 +87,7 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, decisions: Se
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    run = Run(loaded, settings, fits, references, clock, table)
+    run = Run(loaded, settings, fits, fits, references, clock, table)
     if loaded.shared:
         run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
     if loaded.source.synthetic:

@@ -42,6 +42,7 @@ class Settings:
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
         threads: intra-op threads of every timing; one is stable and comparable.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
+        refit: repair the factors with data after the ranks are chosen.
         kinds: ways to rewrite a site that may be used.
         include, exclude: globs on node names.
         samples: at most so many samples are read from the data.
@@ -63,6 +64,7 @@ class Settings:
     provider: str = "cpu"
     threads: int = 1
     policy: str = "knapsack"
+    refit: bool = True
     kinds: tuple[str, ...] = KIND_NAMES
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

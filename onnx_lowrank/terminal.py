@@ -36,6 +36,7 @@ _STAGES = {
     "measure": "measure ranks",
     "probe": "probe sensitivities",
     "decide": "build and measure plans",
+    "refit": "repair the factors with data",
     "verify": "verify the saved file",
     "report": "report",
 }

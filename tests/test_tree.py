@@ -78,6 +78,7 @@ LEVELS: Final[dict[str, int]] = {
     "prepare": 6,
     "probe": 6,
     "refit": 6,
+    "repair": 6,
     "report": 6,
     "rewrite": 6,
     "run": 6,

@@ -1,0 +1,103 @@
+"""Repair with data: the loss never rises, a replay gives the same factors, groups follow the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.refit import groups, refit
+from onnx_lowrank.repair import bolder, repaired, replayed
+from onnx_lowrank.run import Clock, Run, start
+from onnx_lowrank.settings import Settings
+
+WIDTH, LAYERS = 24, 7
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Seven convolutions of 3×3 behind ReLUs, the last of them pointwise; smooth inputs, plenty of positions."""
+    folder = tmp_path_factory.mktemp("deep")
+    rng = np.random.default_rng(0)
+    nodes, tensors, name, channels = [], [], "x", 3
+    for i in range(LAYERS):
+        size = 1 if i == LAYERS - 1 else 3
+        weight = rng.standard_normal((WIDTH, channels, size, size)) * 1.4 / np.sqrt(channels * size * size)
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"w{i}"))
+        tensors.append(numpy_helper.from_array(rng.standard_normal(WIDTH).astype(np.float32) * 0.3, f"b{i}"))
+        pads = [size // 2] * 4
+        nodes.append(helper.make_node("Conv", [name, f"w{i}", f"b{i}"], [f"t{i}"], name=f"conv{i}", pads=pads))
+        nodes.append(helper.make_node("Relu", [f"t{i}"], [f"y{i}"]))
+        name, channels = f"y{i}", WIDTH
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 20, 20])
+    y = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", WIDTH, 20, 20])
+    graph = helper.make_graph(nodes, "deep", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
+    samples = rng.standard_normal((24, 1, 3, 20, 20)).cumsum(axis=3).cumsum(axis=4) / 10
+    data = [{"x": sample.astype(np.float32)} for sample in samples]
+    return start(folder / "m.onnx", data, Settings(cache=folder / "cache", max_loss=0.2), Clock(lambda *_: None))
+
+
+def decisions(rank: int) -> tuple[Decision, ...]:
+    inputs = [27, *[WIDTH * 9] * (LAYERS - 2), WIDTH]
+    kinds = ["spatial", *["conv_svd", "spatial"] * 2, "pivot", "svd"]
+    found = [Decision(f"conv{i}", "Conv", (WIDTH, k), ms_before=1.0) for i, k in enumerate(inputs)]
+    return tuple(
+        dataclasses.replace(d, kind=kind, rank=min(rank, d.shape[1] - 1), ms_after=0.5)
+        for d, kind in zip(found, kinds, strict=True)
+    )
+
+
+def test_a_refit_lowers_the_loss_of_a_deep_model(run: Run) -> None:
+    plan = decisions(12)
+    before = run.loss_of(plan)
+    found = repaired(run, plan)
+    assert found.sites
+    assert found.loss < 0.9 * before
+    assert dataclasses.replace(run, fits=found.fits).loss_of(plan) == pytest.approx(found.loss)
+
+
+def test_a_replay_gives_the_same_bytes(run: Run) -> None:
+    plan = decisions(12)
+    found = repaired(run, plan)
+    first = dataclasses.replace(run, fits=found.fits).build(plan)
+    again = dataclasses.replace(run, fits=replayed(run, plan, found.sites)).build(plan)
+    assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+
+
+def test_a_group_that_is_not_kept_keeps_its_factors(run: Run) -> None:
+    plan = decisions(12)
+    fits = refit(run.loaded, run.settings, run.fits, plan, lambda *_: False, lambda *_: None)
+    assert fits == dict(run.fits)
+
+
+def test_groups_follow_the_graph_and_hold_what_is_rewritten(run: Run) -> None:
+    plan = tuple(d if d.node != "conv2" else dataclasses.replace(d, kind=None, rank=None) for d in decisions(12))
+    names = [[site.name for site in group] for group in groups(run.loaded.sites, plan)]
+    assert [name for group in names for name in group] == [f"conv{i}" for i in (0, 1, 3, 4, 5, 6)]
+    assert len(names) <= 5
+
+
+def test_a_bolder_plan_is_taken_only_when_its_loss_holds(run: Run) -> None:
+    mild, bold = decisions(16), decisions(12)
+    loss = repaired(run, bold).loss
+
+    def limited(limit: float) -> Any:
+        return dataclasses.replace(run, settings=dataclasses.replace(run.settings, max_loss=limit))
+
+    held = bolder(limited(loss * 1.01), mild, lambda _: bold)
+    assert held is not None
+    assert held.decisions == bold
+    assert bolder(limited(loss * 0.5), mild, lambda _: bold) is None
+    assert bolder(limited(loss), mild, lambda _: mild) is None
+    assert bolder(limited(loss), mild, lambda _: None) is None
+
+
+def test_the_original_is_never_changed(run: Run) -> None:
+    assert Path(run.loaded.file.path).read_bytes() == run.loaded.file.model.SerializeToString()
