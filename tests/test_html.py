@@ -157,14 +157,14 @@ def test_sites_and_frontier_can_be_recomputed(written: dict[str, Written]) -> No
     by_name = {site["node"]: site for site in data["sites"]}
     rows = page.rows("sites")
     assert len(rows) == len(by_name)
-    for name, op, weight, choice, share, old, new, saved, error, *reason in rows:
+    for name, op, weight, choice, share, old, new, saved, error, loss, *reason in rows:
         site = by_name.pop("/encoder/" + name[0])
         assert op[0] == site["op"]
         assert weight[0] == "×".join(map(str, site["shape"]))
         assert choice[0] == (f"{site['kind']} {site['rank']}" if site["kind"] else "dense")
         before, after = site["ms_before"], site["ms_after"]
-        wanted = (before / whole, before, after, before - after, site["error"])
-        for cell, value in zip((share, old, new, saved, error), wanted, strict=True):
+        wanted = (before / whole, before, after, before - after, site["error"], site["loss"])
+        for cell, value in zip((share, old, new, saved, error, loss), wanted, strict=True):
             check(cell, value)
         assert [text for text, _ in reason] == ([site["reason"] or ""] if reason else [])
     for row, point in zip(page.rows("pareto"), data["pareto"], strict=True):
