@@ -25,6 +25,7 @@ Policy = Callable[[Sequence[Choices], Callable[[], Spectra]], Plans]
 
 _LEVELS = 60
 _CLASSIC = ("svd", "conv_svd")  # the decompositions that the baselines were published with
+_LEAST = 32  # outputs and inputs: one ratio or threshold for all would ruin the tiny heads that papers leave out
 
 
 def knapsack(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
@@ -129,6 +130,8 @@ def _decision(choice: Choices, candidate: Candidate | None) -> Decision:
 
 
 def _classic(choice: Choices) -> tuple[Candidate, ...]:
+    if min(choice.dense.shape) < _LEAST:
+        return ()
     return tuple(k for k in choice.timed if k.kind in _CLASSIC)
 
 
