@@ -73,6 +73,21 @@ BAD: list[tuple[str, list[str], str]] = [
     ("an unknown option", ["optimize", "tiny.onnx", "-o", "out.onnx", "--max-los", "1"], "--max-los"),
     ("an unknown command", ["optimise", "tiny.onnx"], "optimise"),
     ("a bad shape", ["optimize", "tiny.onnx", "-o", "out.onnx", "--shape", "x"], "NAME:1,3,224,224"),
+    ("two goals", ["optimize", "tiny.onnx", "-o", "out.onnx", "--speedup", "2", "--size", "0.5"], "two goals"),
+    ("an unknown policy", ["optimize", "tiny.onnx", "-o", "out.onnx", "--policy", "unifrm"], "did you mean 'uniform'"),
+    ("an unknown metric", ["optimize", "tiny.onnx", "-o", "out.onnx", "--metric", "top2"], "did you mean 'top1'"),
+    ("a metric that is missing", ["analyze", "tiny.onnx", "--metric", "none.py:f", "-d", "x.npz"], "none.py"),
+    ("a weight for no output", ["analyze", "tiny.onnx", "--output-weight", "z:2", "-d", "x.npz"], "no output 'z'"),
+    ("a bad output weight", ["analyze", "tiny.onnx", "--output-weight", "y"], "NAME:2"),
+    ("losses that are no numbers", ["sweep", "tiny.onnx", "-o", "models", "--losses", "small"], "--losses 'small'"),
+    ("a sweep as html", ["sweep", "tiny.onnx", "-o", "models", "--report", "r.html"], "reported as .json"),
+    ("a table that is none", ["cache", "import", "text.onnx", "--cache", "cache"], "not a latency table"),
+    (
+        "a cache that is no table",
+        ["analyze", "tiny.onnx", "--cache", "text.onnx", "-d", "x.npz"],
+        "not a latency table",
+    ),
+    ("no table to export", ["cache", "export", "t.json", "--cache", "cache"], "no table"),
     ("a bad report name", ["optimize", "tiny.onnx", "-o", "out.onnx", "--report", "r.doc"], "r.doc"),
     ("a missing plan", ["apply", "none.json", "tiny.onnx", "-o", "out.onnx"], "none.json"),
     ("a file that is no plan", ["apply", "text.onnx", "tiny.onnx", "-o", "out.onnx"], "text.onnx"),
@@ -135,6 +150,27 @@ def test_a_low_rank_model_is_optimized_and_its_plan_replays_to_the_same_bytes(tm
     assert json.loads(compared.stdout)["models"][1]["loss"] <= 0.01
 
 
+def test_a_table_is_listed_exported_and_imported(folder: Path) -> None:
+    assert run(folder, "analyze", "tiny.onnx", "-d", "x.npz", "--cache", "here", "-q").returncode == 0
+    assert "times of 1 geometries" in run(folder, "cache", "ls", "--cache", "here").stdout
+    assert run(folder, "cache", "export", "t.json", "--cache", "here").returncode == 0
+    assert run(folder, "cache", "import", "t.json", "--cache", "there").returncode == 0
+    assert "1 tables deleted" in run(folder, "cache", "clear", "--cache", "there").stdout
+    assert "no tables" in run(folder, "cache", "ls", "--cache", "there").stdout
+
+
+def test_a_sweep_prints_a_row_a_model(tmp_path: Path) -> None:
+    wide_model(tmp_path / "wide.onnx")
+    words = ["sweep", "wide.onnx", "-o", "models", "-d", "wide.npz", "--losses", "0.1,0.001", "--report", "r.json"]
+    done = run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
+        "models/wide-0.001.onnx",
+        "models/wide-0.1.onnx",
+    ]
+    assert [entry["verdict"]["loss_limit"] for entry in json.loads((tmp_path / "r.json").read_text())] == [0.001, 0.1]
+
+
 def test_a_plan_for_another_graph_is_refused(tmp_path: Path) -> None:
     wide_model(tmp_path / "wide.onnx")
     wide_model(tmp_path / "other.onnx", width=256)
@@ -164,7 +200,18 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, wait: float) -> None
 
 
 def test_every_command_has_help() -> None:
-    for words in ([], ["optimize"], ["analyze"], ["apply"], ["compare"], ["zoo"], ["zoo", "ls"], ["zoo", "get"]):
+    commands = [
+        [],
+        ["optimize"],
+        ["analyze"],
+        ["apply"],
+        ["sweep"],
+        ["compare"],
+        ["zoo"],
+        ["zoo", "ls"],
+        ["zoo", "get"],
+    ]
+    for words in [*commands, ["cache"], *(["cache", name] for name in ("ls", "clear", "export", "import"))]:
         done = run(Path.cwd(), *words, "--help")
         assert done.returncode == 0
         assert "Usage: " in done.stdout
