@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Factorization, correct_bias, factor_gram, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.runtime import Feed, Session, with_outputs
@@ -72,7 +73,7 @@ def collect(
         DataError: an activation that is not finite.
     """
     found: dict[Tap, Moments] = {}
-    groups = list(_groups(sites, bytes_of))
+    groups = list(grouped(sites, lambda site: bytes_of(site) + 16 * _width(site) ** 2, _GROUP_BYTES))
     for done, group in enumerate(groups):
         progress(done, len(groups))
         names = list(dict.fromkeys(site.tensor for site in group))
@@ -92,20 +93,6 @@ def collect(
 
 def _width(site: Site) -> int:
     return site.geometry.inputs if site.tap == "input" else site.geometry.outputs
-
-
-def _groups(sites: Sequence[Site], bytes_of: Callable[[Site], int]) -> Iterator[list[Site]]:
-    group: list[Site] = []
-    size = 0
-    for site in sites:
-        more = bytes_of(site) + 16 * _width(site) ** 2
-        if group and size + more > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(site)
-        size += more
-    if group:
-        yield group
 
 
 def factorize(site: Site, moments: Moments) -> Fit:

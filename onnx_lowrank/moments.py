@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,15 @@ def rows(activation: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
 
 
 class Moments:
-    """Count, mean and second moment of vectors of `width` channels."""
+    """Count, mean and second moment of vectors of `width` channels.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        own_precision: products of a chunk in the vectors' own precision, at least float32; sums are always float64.
+    """
+
+    def __init__(self, width: int, *, own_precision: bool = False) -> None:
         self.count = 0
+        self._own_precision = own_precision
         self._sum = np.zeros(width)
         self._products = np.zeros((width, width))
 
@@ -32,16 +38,24 @@ class Moments:
         Raises:
             ValueError: an entry is NaN or infinite, or its square is.
         """
+        for chunk in self._chunks(vectors):
+            self._take(chunk)
+
+    def _chunks(self, vectors: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         step = max(1, _CHUNK_BYTES // (8 * max(vectors.shape[1], 1)))
+        keep = self._own_precision and vectors.dtype in (np.float32, np.float64)
+        precision = vectors.dtype if keep else np.dtype(np.float32 if self._own_precision else np.float64)
         for start in range(0, len(vectors), step):
-            chunk = vectors[start : start + step].astype(np.float64)
-            with np.errstate(over="ignore", invalid="ignore"):
-                products = chunk.T @ chunk
-            if not np.isfinite(np.trace(products)):
-                raise ValueError("its values are not finite")
-            self.count += len(chunk)
-            self._sum += chunk.sum(axis=0)
-            self._products += products
+            yield vectors[start : start + step].astype(precision, copy=False)
+
+    def _take(self, chunk: npt.NDArray[Any]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = chunk.T @ chunk
+        if not np.isfinite(np.trace(products)):
+            raise ValueError("its values are not finite")
+        self.count += len(chunk)
+        self._sum += chunk.sum(axis=0, dtype=np.float64)
+        self._products += products
 
     @property
     def mean(self) -> Array:

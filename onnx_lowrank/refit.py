@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from onnx_lowrank.calibration import Fit, Fits
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import factor_gram
 from onnx_lowrank.moments import rows
 from onnx_lowrank.passes import KINDS
@@ -42,26 +43,13 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision]) -> list[Group]:
     """The rewritten sites that can be refitted, in the order of the graph, a group for every pass over the data."""
     chosen = {d.node for d in decisions if d.kind}
     usable = [site for site in sites if site.name in chosen and _usable(site)]
-    return list(_split(usable, max(math.ceil(len(usable) / _GROUPS), 1)))
+    most = max(math.ceil(len(usable) / _GROUPS), 1)
+    return [tuple(group) for group in grouped(usable, lambda s: 8 * s.geometry.inputs**2, _GROUP_BYTES, most)]
 
 
 def _usable(site: Site) -> bool:
     g = site.geometry
     return g.op != "Conv" or len(g.kernel) == 2
-
-
-def _split(sites: Sequence[Site], most: int) -> Iterator[Group]:
-    group: list[Site] = []
-    size = 0
-    for site in sites:
-        more = 8 * site.geometry.inputs**2
-        if group and (len(group) == most or size + more > _GROUP_BYTES):
-            yield tuple(group)
-            group, size = [], 0
-        group.append(site)
-        size += more
-    if group:
-        yield tuple(group)
 
 
 def refit(

@@ -9,61 +9,35 @@ import numpy.typing as npt
 import scipy.linalg
 
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.moments import Moments
 
-_CHUNK = 2048
 
-
-class JointMoments:
-    """Count, means and second moments of vectors x, and of x with y where there is a y.
-
-    Products are made in the vectors' own precision, a chunk at a time, sums in float64.
-    """
+class JointMoments(Moments):
+    """Moments of vectors x, in their own precision, and of x with y where there is a y."""
 
     def __init__(self, width: int, outputs: int = 0) -> None:
-        self.count = 0
-        self._sum, self._sum_y = np.zeros(width), np.zeros(outputs)
-        self._products, self._cross = np.zeros((width, width)), np.zeros((outputs, width))
+        super().__init__(width, own_precision=True)
+        self._sum_y, self._cross = np.zeros(outputs), np.zeros((outputs, width))
 
-    def add(self, x: npt.NDArray[Any], y: npt.NDArray[Any] | None = None) -> None:
-        """Accumulate vectors x (P×width) and y (P×outputs).
+    def add(self, vectors: npt.NDArray[Any], targets: npt.NDArray[Any] | None = None) -> None:
+        """Accumulate vectors x (P×width) and targets y (P×outputs).
 
         Raises:
             ValueError: an entry is NaN or infinite, or its square is.
         """
-        x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
-        for start in range(0, len(x), _CHUNK):
-            chunk = x[start : start + _CHUNK]
-            with np.errstate(over="ignore", invalid="ignore"):
-                products = chunk.T @ chunk
-            if not np.isfinite(np.trace(products)):
-                raise ValueError("its values are not finite")
-            self.count += len(chunk)
-            self._sum += chunk.sum(axis=0, dtype=np.float64)
-            self._products += products
-            if y is not None:
-                target = y[start : start + _CHUNK].astype(chunk.dtype, copy=False)
-                self._sum_y += target.sum(axis=0, dtype=np.float64)
-                self._cross += target.T @ chunk
-
-    @property
-    def mean(self) -> Array:
-        """E[x], width."""
-        return self._sum / max(self.count, 1)
+        start = 0
+        for chunk in self._chunks(vectors):
+            self._take(chunk)
+            if targets is not None:
+                y = targets[start : start + len(chunk)].astype(chunk.dtype, copy=False)
+                self._sum_y += y.sum(axis=0, dtype=np.float64)
+                self._cross += y.T @ chunk
+            start += len(chunk)
 
     @property
     def mean_y(self) -> Array:
         """E[y], outputs."""
         return self._sum_y / max(self.count, 1)
-
-    @property
-    def second(self) -> Array:
-        """E[xxᵀ], width×width."""
-        return self._products / max(self.count, 1)
-
-    @property
-    def covariance(self) -> Array:
-        """E[xxᵀ] − E[x]E[x]ᵀ, width×width."""
-        return self.second - np.outer(self.mean, self.mean)
 
     def cross(self, *, centred: bool) -> Array:
         """E[yxᵀ], outputs×width; less E[y]E[x]ᵀ when centred."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.grouping import grouped
 from onnx_lowrank.patches import PER_DIMENSION, sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
@@ -39,7 +40,7 @@ def separable_fits(
         DataError: an activation that is not finite.
     """
     count = max(sum(1 for _ in samples), 1)
-    groups = list(_groups([site for site, _ in sites.values()]))
+    groups = list(grouped([site for site, _ in sites.values()], lambda s: 8 * s.geometry.inputs**2, _GROUP_BYTES))
     found: dict[str, Separable] = {}
     for done, group in enumerate(groups):
         progress(done, len(groups))
@@ -75,17 +76,3 @@ def _collected(
             except ValueError as fault:
                 raise DataError(f"tensor '{site.x}' of the model: {fault}; check the data's scale") from None
     return moments
-
-
-def _groups(sites: Sequence[Site]) -> Iterator[list[Site]]:
-    group: list[Site] = []
-    size = 0
-    for site in sites:
-        more = 8 * site.geometry.inputs**2
-        if group and size + more > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(site)
-        size += more
-    if group:
-        yield group

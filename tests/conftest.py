@@ -1,4 +1,4 @@
-"""Reports of real runs of the command line, shared by the tests of their views."""
+"""A model that must gain, and reports of real runs of the command line on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class Written:
     path: Path
 
 
-def low_rank_model(path: Path, layers: int = 3, width: int = 512) -> None:
-    """Dense layers of exact rank 16 behind ReLUs, with samples beside it."""
+def save_low_rank_model(path: Path, layers: int = 3, width: int = 512) -> None:
+    """Dense layers of exact rank 16 behind ReLUs, a case where low rank must win, with samples beside it."""
     rng = np.random.default_rng(0)
     nodes, tensors, name = [], [], "x"
     for i in range(layers):
@@ -40,6 +41,12 @@ def low_rank_model(path: Path, layers: int = 3, width: int = 512) -> None:
     graph = helper.make_graph(nodes, "wide", [x], [y], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     np.savez(path.with_suffix(".npz"), x=rng.standard_normal((16, 64, width)).astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def low_rank_model() -> Callable[..., None]:
+    """Saves a model of exact rank 16, and its samples: (path, layers, width)."""
+    return save_low_rank_model
 
 
 def _run(folder: Path, report: str, *words: str) -> Written:
@@ -57,7 +64,7 @@ def _run(folder: Path, report: str, *words: str) -> Written:
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """One run of each command, by command."""
     folder = tmp_path_factory.mktemp("reports")
-    low_rank_model(folder / "wide.onnx")
+    save_low_rank_model(folder / "wide.onnx")
     return {
         "optimize": _run(folder, "optimize.html", "optimize", "wide.onnx", "-o", "thin.onnx"),
         "analyze": _run(folder, "analyze.md", "analyze", "wide.onnx"),

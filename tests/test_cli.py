@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import helper, numpy_helper
 
 TINY = """<ir_version: 8, opset_import: ["" : 17]>
 tiny (float[n, 4] x) => (float[n, 2] y) <float[4, 2] w = {1, 2, 2, 4, 3, 6, 4, 8}> { y = MatMul(x, w) }"""
@@ -33,24 +33,6 @@ def folder(tmp_path: Path) -> Path:
     onnx.save(onnx.parser.parse_model(TINY), tmp_path / "tiny.onnx")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
     return tmp_path
-
-
-def wide_model(path: Path, layers: int = 2, width: int = 512) -> None:
-    """Dense layers of exact rank 16 behind ReLUs: a case where low rank must win."""
-    rng = np.random.default_rng(0)
-    nodes, tensors, name = [], [], "x"
-    for i in range(layers):
-        w = rng.standard_normal((width, 16)) @ rng.standard_normal((16, width)) / width
-        tensors.append(numpy_helper.from_array(w.astype(np.float32), f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [name, f"w{i}"], [f"t{i}"], name=f"layer{i}"))
-        nodes.append(helper.make_node("Relu", [f"t{i}"], [f"y{i}"]))
-        name = f"y{i}"
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", width])
-    y = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", width])
-    graph = helper.make_graph(nodes, "wide", [x], [y], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    samples = rng.standard_normal((16, 64, width)).astype(np.float32)
-    np.savez(path.with_suffix(".npz"), x=samples)
 
 
 BAD: list[tuple[str, list[str], str]] = [
@@ -132,8 +114,10 @@ def test_a_required_speedup_that_is_not_met_is_exit_3(folder: Path) -> None:
     assert not (folder / "out.onnx").exists()
 
 
-def test_a_low_rank_model_is_optimized_and_its_plan_replays_to_the_same_bytes(tmp_path: Path) -> None:
-    wide_model(tmp_path / "wide.onnx")
+def test_a_low_rank_model_is_optimized_and_its_plan_replays_to_the_same_bytes(
+    tmp_path: Path, low_rank_model: Callable[..., None]
+) -> None:
+    low_rank_model(tmp_path / "wide.onnx")
     first = run(tmp_path, "optimize", "wide.onnx", "-o", "a.onnx", "-d", "wide.npz", "--plan-out", "p.json", "--json")
     assert first.returncode == 0, first.stderr
     report = json.loads(first.stdout)
@@ -159,8 +143,8 @@ def test_a_table_is_listed_exported_and_imported(folder: Path) -> None:
     assert "no tables" in run(folder, "cache", "ls", "--cache", "there").stdout
 
 
-def test_a_sweep_prints_a_row_a_model(tmp_path: Path) -> None:
-    wide_model(tmp_path / "wide.onnx")
+def test_a_sweep_prints_a_row_a_model(tmp_path: Path, low_rank_model: Callable[..., None]) -> None:
+    low_rank_model(tmp_path / "wide.onnx")
     words = ["sweep", "wide.onnx", "-o", "models", "-d", "wide.npz", "--losses", "0.1,0.001", "--report", "r.json"]
     done = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -171,9 +155,9 @@ def test_a_sweep_prints_a_row_a_model(tmp_path: Path) -> None:
     assert [entry["verdict"]["loss_limit"] for entry in json.loads((tmp_path / "r.json").read_text())] == [0.001, 0.1]
 
 
-def test_a_plan_for_another_graph_is_refused(tmp_path: Path) -> None:
-    wide_model(tmp_path / "wide.onnx")
-    wide_model(tmp_path / "other.onnx", width=256)
+def test_a_plan_for_another_graph_is_refused(tmp_path: Path, low_rank_model: Callable[..., None]) -> None:
+    low_rank_model(tmp_path / "wide.onnx")
+    low_rank_model(tmp_path / "other.onnx", width=256)
     assert (
         run(tmp_path, "optimize", "wide.onnx", "-o", "a.onnx", "-d", "wide.npz", "--plan-out", "p.json").returncode == 0
     )
@@ -183,8 +167,8 @@ def test_a_plan_for_another_graph_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wait", [0.15, 0.4, 0.8, 1.6, 2.4, 3.2])
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, wait: float) -> None:
-    wide_model(tmp_path / "wide.onnx", layers=6)
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, low_rank_model: Callable[..., None], wait: float) -> None:
+    low_rank_model(tmp_path / "wide.onnx", layers=6)
     (tmp_path / "out.onnx").write_bytes(b"the previous one")
     command = [sys.executable, "-m", "onnx_lowrank", "optimize", "wide.onnx", "-o", "out.onnx", "-d", "wide.npz"]
     process = subprocess.Popen(

@@ -22,6 +22,7 @@ LEVELS: Final[dict[str, int]] = {
     "errors": 0,
     "settings": 0,
     # arrays and values
+    "grouping": 1,
     "linalg": 1,
     "moments": 1,
     "patches": 1,
