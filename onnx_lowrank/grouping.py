@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def grouped(items: Iterable[T], size_of: Callable[[T], int], limit: int, most: int | None = None) -> Iterator[list[T]]:
-    """Groups of neighbours whose sizes together stay within `limit`, of at most `most` items; one alone may exceed it."""
+    """Groups of neighbours with sizes of `limit` together at most, of `most` items at most; one alone may exceed it."""
     group: list[T] = []
     size = 0
     for item in items:
