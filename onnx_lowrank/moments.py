@@ -70,4 +70,6 @@ class Moments:
     @property
     def covariance(self) -> Array:
         """E[xxᵀ] − E[x]E[x]ᵀ, width×width."""
-        return self.second - np.outer(self.mean, self.mean)
+        found = self.second
+        found -= np.outer(self.mean, self.mean)
+        return found

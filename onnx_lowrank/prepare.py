@@ -14,6 +14,7 @@ from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
+from onnx_lowrank.fragment import Kind
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.passes import KINDS
@@ -137,11 +138,16 @@ def calibrate(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progr
     return fits
 
 
+def _fitted_rank(kind: Kind, site: Site) -> int:
+    """Ranks near the break-even of multiply-adds are never faster, and what is kept grows with their square."""
+    return max(kind.max_rank(site.geometry) * 3 // 4, 1)
+
+
 def _separated(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progress: Progress) -> dict[str, Separable]:
     """Separable fits of the sites that a separable kind applies to."""
     kinds = [kind for kind in KINDS if kind.separable and kind.name in settings.kinds]
     wanted = {
-        site.name: (site, max(kind.max_rank(site.geometry) for kind in kinds if kind.applies(site.geometry)))
+        site.name: (site, max(_fitted_rank(kind, site) for kind in kinds if kind.applies(site.geometry)))
         for site in sites
         if any(kind.applies(site.geometry) and kind.max_rank(site.geometry) for kind in kinds)
     }

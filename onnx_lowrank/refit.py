@@ -32,7 +32,7 @@ from onnx_lowrank.sites import Site
 
 _SHARE = 0.5  # m of the mixed target
 _GROUPS = 5
-_GROUP_BYTES = 768 << 20
+_GROUP_BYTES = 384 << 20
 _SAMPLES = 48
 _POSITIONS_PER_DIMENSION = 2
 
@@ -130,6 +130,6 @@ def _fit(site: Site, moments: JointMoments, decision: Decision) -> Fit:
     kind = next(kind for kind in KINDS if kind.name == decision.kind)
     if kind.separable:
         kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
-        separated = separable(target, moments.covariance, moments.mean, kernel, moments.count, decision.rank or 1)
+        separated = separable(target, second, moments.mean, kernel, moments.count, decision.rank or 1)
     spectrum = factor_gram(target @ second @ target.T)
     return Fit(spectrum, moments.mean_y, linear, target, separated)

@@ -63,5 +63,7 @@ def towards(weight: Array, second: Array, cross: Array, count: int, share: float
     if ridge <= 0:
         return weight
     residual = cross - weight @ second
-    step = scipy.linalg.solve(second + ridge * np.eye(width), residual.T, assume_a="pos").T
+    regular = second.copy()
+    regular.flat[:: width + 1] += ridge
+    step = scipy.linalg.solve(regular, residual.T, assume_a="pos", overwrite_a=True).T
     return np.asarray(weight + share * step)

@@ -17,7 +17,7 @@ from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.sites import Site
 
-_GROUP_BYTES = 768 << 20
+_GROUP_BYTES = 384 << 20
 
 
 def separable_fits(
