@@ -16,7 +16,7 @@ import onnx_lowrank
 from onnx_lowrank.models import get
 from onnx_lowrank.report import Report
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 MODELS = ("minilm-l3", "vgg16")
 LIMIT, SAMPLES = 0.01, 64
