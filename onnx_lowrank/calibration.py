@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,19 @@ Fits = Mapping[str, Fit]
 """By name of the site."""
 
 
+@contextmanager
+def blaming(tensor: str) -> Iterator[None]:
+    """Turn a refusal of values into an error that names the tensor.
+
+    Raises:
+        DataError: in place of a ValueError.
+    """
+    try:
+        yield
+    except ValueError as fault:
+        raise DataError(f"tensor '{tensor}' of the model: {fault}; check the data's scale") from None
+
+
 def collect(
     model: onnx.ModelProto,
     folder: Path,
@@ -83,10 +97,8 @@ def collect(
         for sample in samples:
             tensors = dict(zip(names, session.run(sample, names), strict=True))
             for tap in taps:
-                try:
+                with blaming(tap[0]):
                     found[tap].add(rows(tensors[tap[0]], tap[1]))
-                except ValueError as fault:
-                    raise DataError(f"tensor '{tap[0]}' of the model: {fault}; check the data's scale") from None
     progress(len(groups), len(groups))
     return found
 

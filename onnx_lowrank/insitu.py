@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.graph import Graph, Patch
-from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.rewrite import dense_patch
 from onnx_lowrank.runtime import node_times
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
@@ -26,8 +24,7 @@ def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
     """Milliseconds of every site's own weight inside the original model."""
     graph = Graph(loaded.file.model, loaded.file.folder)
     for site in loaded.sites:
-        fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
-        graph.apply(Patch(site.name, site.nodes, site.x, site.y, fragment, "profile"))
+        graph.apply(dense_patch(site, "profile"))
     times = node_times(
         graph.commit(), loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
     )

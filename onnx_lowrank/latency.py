@@ -196,6 +196,5 @@ class LatencyTable:
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS
         )
-        cpu = self.threads == 1 and self.provider == "cpu"
-        times = samples.cpu if cpu else samples.wall
+        times, _ = samples.of(self.provider, self.threads)
         return {label: float(ms) for label, ms in zip(fragments, np.median(times, axis=0) * 1e3, strict=True)}

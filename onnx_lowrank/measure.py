@@ -63,13 +63,12 @@ def race(
     sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
     runs = [functools.partial(s.run, feed) for s in sessions]
     samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
-    cpu = provider == "cpu" and threads == 1
-    times = samples.cpu if cpu else samples.wall
+    times, clock = samples.of(provider, threads)
     aa = timing.paired_ratio(times[:, 0], times[:, 1], seed=seed)
     return [
         Latency(
             shape={name: list(array.shape) for name, array in feed.items()},
-            clock="thread" if cpu else "wall",
+            clock=clock,
             threads=threads,
             before=timing.summary(times[:, 1]),
             after=timing.summary(times[:, column]),
@@ -97,7 +96,7 @@ def quick_race(
     for feed in feeds:
         runs = [functools.partial(s.run, feed) for s in sessions]
         samples = timing.interleave(runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5)
-        times = samples.cpu if provider == "cpu" and threads == 1 else samples.wall
+        times, _ = samples.of(provider, threads)
         found.append(np.median(times, axis=0) * 1e3)
     before, after = np.mean(found, axis=0)
     return {"before": float(before), "after": float(after)}

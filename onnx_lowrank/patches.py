@@ -1,4 +1,4 @@
-"""Patches of a convolution's input: sampled output positions, unfolded, and their second moments."""
+"""Patches of a convolution's input: sampled output positions, unfolded."""
 
 from __future__ import annotations
 

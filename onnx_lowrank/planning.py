@@ -117,7 +117,8 @@ def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
     limit = max(k.error for k in choice.candidates or choice.timed)
     ranks = range(1, min(choice.dense.shape))
     errors = {rank: spectrum.relative(rank) for rank in ranks}
-    return {rank: error for rank, error in errors.items() if error <= max(limit, min(errors.values(), default=0.0))}
+    most = max(limit, min(errors.values(), default=0.0))
+    return {rank: error for rank, error in errors.items() if error <= most}
 
 
 def _reach(run: Run, choices: Sequence[Choices]) -> Decisions:
@@ -243,9 +244,7 @@ def _whole(run: Run, decisions: Decisions) -> dict[str, float]:
 
 
 def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    dense = run.table.recall(
-        f"in situ {run.loaded.file.sha256[:16]}", lambda: insitu.dense_times(run.loaded, run.settings)
-    )
+    dense = run.table.recall(f"in situ {_digest(run, ())}", lambda: insitu.dense_times(run.loaded, run.settings))
 
     def rewritten() -> dict[str, float]:
         times = node_times(

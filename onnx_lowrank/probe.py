@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.calibration import Fits, fitted
-from onnx_lowrank.fragment import Fragment
-from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.metrics import RelativeLoss
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.rewrite import dense_patch
 from onnx_lowrank.runtime import Session, with_outputs
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
@@ -37,7 +36,7 @@ class Probes:
         self._fits = fits
         self._sites = {site.name: site for site in sites}
         graph = Graph(loaded.file.model, loaded.file.folder)
-        self._names = {site.name: graph.apply(_dense(site)) for site in sites}
+        self._names = {site.name: graph.apply(dense_patch(site, "probe")) for site in sites}
         model = with_outputs(_overridable(graph.commit(), self._names), loaded.graph.smooth_outputs())
         self._session = Session(model, provider=settings.provider, threads=0, folder=loaded.file.folder)
         chosen = list(itertools.islice(loaded.calibration, samples))
@@ -52,11 +51,6 @@ class Probes:
             self._names[node][local]: array for local, array in fragment.constants.items()
         }
         return self._references.loss(self._session, fed).value()
-
-
-def _dense(site: Site) -> Patch:
-    fragment: Fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
-    return Patch(site.name, site.nodes, site.x, site.y, fragment, "probe")
 
 
 def _overridable(model: onnx.ModelProto, names: Mapping[str, Mapping[str, str]]) -> onnx.ModelProto:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.errors import DataError
+from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import factor_gram
 from onnx_lowrank.moments import rows
@@ -94,15 +93,13 @@ def _joint(
     sessions = [Session(m, provider=settings.provider, threads=0, folder=file.folder) for m in (prefix, whole)]
     found = {site.name: JointMoments(site.geometry.inputs, site.geometry.outputs) for site in group}
     rng = np.random.default_rng(settings.seed)
-    samples = list(itertools.islice(loaded.calibration, _SAMPLES))
-    for sample in samples:
+    count = sum(1 for _ in itertools.islice(loaded.calibration, _SAMPLES))
+    for sample in itertools.islice(loaded.calibration, _SAMPLES):
         x, y = (dict(zip(s.output_names, s.run(sample), strict=True)) for s in sessions)
         for site in group:
-            wanted = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / len(samples)), 64)
-            try:
+            wanted = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / count), 64)
+            with blaming(site.x):
                 found[site.name].add(*_pairs(site, x[site.x], y[site.y], wanted, rng))
-            except ValueError as fault:
-                raise DataError(f"tensor '{site.x}' of the model: {fault}; check the data's scale") from None
     return found
 
 

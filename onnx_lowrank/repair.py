@@ -18,17 +18,18 @@ _WORTH = 1.04  # a smaller gain in loss is not worth another plan
 
 @dataclasses.dataclass(frozen=True)
 class Repaired:
-    """A plan with repaired factors: the sites that were refitted, all fits, and the measured loss."""
+    """A plan with repaired factors: the sites that were refitted, all fits, and the measured loss before and after."""
 
     decisions: Decisions
     sites: tuple[str, ...]
     fits: Fits
+    before: float
     loss: float
 
 
 def repaired(run: Run, decisions: Decisions) -> Repaired:
     """Refit a plan group by group; a group that raises the loss on held-out samples keeps its old factors."""
-    best = run.loss_of(decisions)
+    best = before = run.loss_of(decisions)
     sites: list[str] = []
 
     def keep(group: Group, fits: Fits) -> bool:
@@ -41,7 +42,7 @@ def repaired(run: Run, decisions: Decisions) -> Repaired:
         return True
 
     fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of))
-    return Repaired(decisions, tuple(sites), fits, best)
+    return Repaired(decisions, tuple(sites), fits, before, best)
 
 
 def replayed(run: Run, decisions: Sequence[Decision], sites: Sequence[str]) -> Fits:
@@ -69,12 +70,11 @@ def bolder(run: Run, decisions: Decisions, within: Callable[[float], Decisions |
         plan = within(limit * hoped)
         if plan is None or plan == decisions:
             return None
-        before = run.loss_of(plan)
         found = repaired(run, plan)
         if found.loss <= limit:
             return found
-        gain = before / found.loss
-        if gain < _WORTH or gain >= hoped:
+        gain = found.before / found.loss
+        if gain < _WORTH:
             return None
         hoped = 1 + 0.9 * (gain - 1)
     return None

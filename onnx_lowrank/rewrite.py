@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx
 
 from onnx_lowrank.calibration import Fits, fitted
@@ -11,6 +12,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import ModelFile
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
+from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Site
 
@@ -25,6 +27,12 @@ def patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) ->
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
         fragment = kind.build(site.geometry, *fitted(site, fit, decision.rank, separable=kind.separable))
         yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
+
+
+def dense_patch(site: Site, made_by: str) -> Patch:
+    """A site written as its own operator, so that its constants and nodes get names that are known."""
+    fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
+    return Patch(site.name, site.nodes, site.x, site.y, fragment, made_by)
 
 
 def rewritten(file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> onnx.ModelProto:

@@ -21,6 +21,10 @@ class Samples:
     cpu: Array
     wall: Array
 
+    def of(self, provider: str, threads: int) -> tuple[Array, str]:
+        """The times to trust, and their clock: `thread` (blind to other processes) for one CPU thread, else `wall`."""
+        return (self.cpu, "thread") if provider == "cpu" and threads == 1 else (self.wall, "wall")
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_lowrank.errors import DataError
+from onnx_lowrank.calibration import blaming
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.patches import PER_DIMENSION, sampled
 from onnx_lowrank.regression import JointMoments
@@ -71,8 +71,6 @@ def _collected(
         tensors = dict(zip(names, session.run(sample, names), strict=True))
         for site in group:
             wanted = math.ceil(PER_DIMENSION * site.geometry.inputs / count)
-            try:
+            with blaming(site.x):
                 moments[site.name].add(sampled(tensors[site.x], site.geometry, max(wanted, 16), rng))
-            except ValueError as fault:
-                raise DataError(f"tensor '{site.x}' of the model: {fault}; check the data's scale") from None
     return moments
