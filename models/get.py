@@ -15,7 +15,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.models import packages, photos
 from onnx_lowrank.models.catalogue import Entry, find
 from onnx_lowrank.models.inputs import Inputs
-from onnx_lowrank.saving import Part, write_files
+from onnx_lowrank.saving import write_bytes
 
 __all__ = ["Fetched", "get", "save_inputs"]
 
@@ -48,7 +48,7 @@ def get(name: str, folder: str | Path, *, progress: Progress | None = None) -> F
         photos.require_pillow()
     tick(f"get {name}", 0, 2)
     if not _is_there(entry, fetched.model):
-        _write(fetched.model, _download(entry))
+        write_bytes(fetched.model, _download(entry))
     tick(f"get {name}", 1, 2)
     if not fetched.inputs.exists():
         save_inputs(fetched.inputs, entry.inputs(fetched.model))
@@ -60,7 +60,7 @@ def save_inputs(path: Path, arrays: Inputs) -> None:
     """Write an .npz of samples, whole or not at all."""
     stream = io.BytesIO()
     np.savez_compressed(stream, allow_pickle=False, **arrays)
-    _write(path, stream.getvalue())
+    write_bytes(path, stream.getvalue())
 
 
 def _download(entry: Entry) -> bytes:
@@ -77,11 +77,6 @@ def _is_there(entry: Entry, path: Path) -> bool:
     if found != entry.sha256:
         raise SettingsError(f"'{path}' exists and is not the zoo's {entry.name}; move it away or choose another folder")
     return True
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_files([Part(path, [content], len(content))])
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

@@ -54,7 +54,7 @@ def export(folder: Path, target: Path, provider: str = "cpu", threads: int = 1) 
             f"{folder}: no table for provider {provider} with {threads} threads; run analyze here first"
         )
     settings, rows = read_table(source)
-    _write(target, settings, rows)
+    write_table(target, settings, rows)
     return Entry(target, settings, len(rows), sum(map(len, rows.values())), True)
 
 
@@ -68,12 +68,5 @@ def bring(folder: Path, source: Path) -> Entry:
     target = folder / table_name(settings)
     known = read_table(target)[1] if target.exists() else {}
     merged = {key: {**rows.get(key, {}), **known.get(key, {})} for key in {*rows, *known}}
-    _write(target, settings, merged)
+    write_table(target, settings, merged)
     return Entry(target, settings, len(merged), sum(map(len, merged.values())), False)
-
-
-def _write(path: Path, settings: dict[str, Any], rows: dict[str, dict[str, float]]) -> None:
-    try:
-        write_table(path, settings, rows)
-    except OSError as fault:
-        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnx_lowrank import runtime, timing
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
+from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.sites import Geometry
 
 DENSE, CONTROL = "dense", "dense again"
@@ -89,13 +89,10 @@ def write_table(path: Path, environment: Mapping[str, Any], rows: Mapping[str, M
     """Write a table file, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        SettingsError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        json.dump({"environment": environment, "ms": rows}, file, indent=1, sort_keys=True)
-    Path(name).replace(path)
+    text = json.dumps({"environment": environment, "ms": rows}, indent=1, sort_keys=True)
+    write_bytes(path, text.encode())
 
 
 class LatencyTable:
@@ -127,7 +124,6 @@ class LatencyTable:
         else:
             self.path = place / table_name(self.environment)
             self._rows = self._read()
-        self.measured = 0
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:
@@ -140,7 +136,7 @@ class LatencyTable:
         """Write the table; a cache that cannot be written is not an error."""
         if self.given:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(SettingsError):
             write_table(self.path, self.environment, self._rows)
 
     def rows(self, geometries: Iterable[Geometry]) -> dict[str, dict[str, float]]:
@@ -175,7 +171,6 @@ class LatencyTable:
             fresh = self._time(geometry, fragments)
             scale = row.get(DENSE, fresh[DENSE]) / fresh[DENSE]
             row.update({label: ms * scale for label, ms in fresh.items() if label not in row})
-            self.measured += len(fragments)
         return {label: row[label] for label in makers if label in row}
 
     def recall(self, key: str, timed: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +10,7 @@ from typing import Any, Final
 from onnx_lowrank import html
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.markdown import markdown
+from onnx_lowrank.saving import write_bytes
 
 _FORMATS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     ".html": html.html,
@@ -44,22 +43,9 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file by way of a temporary one beside it.
+    """Write a text file, whole or not at all.
 
     Raises:
         SettingsError: it cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101
-        Path(name).replace(path)
-    except OSError as fault:
-        raise SettingsError(f"{path}: cannot be written ({fault.strerror})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_bytes(path.absolute(), text.encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnx_lowrank.errors import SettingsError
 
-__all__ = ["Part", "read_chunks", "write_files"]
+__all__ = ["Part", "read_chunks", "write_bytes", "write_files"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,19 @@ def read_chunks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while chunk := stream.read(8 << 20):
             yield chunk
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write one file, whole or not at all; its folder is made where it is missing.
+
+    Raises:
+        SettingsError: as `write_files`, or the folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise SettingsError(f"cannot write '{path}': {fault.strerror}; choose another output") from fault
+    write_files([Part(path, [content], len(content))])
 
 
 def write_files(parts: Sequence[Part]) -> int:
