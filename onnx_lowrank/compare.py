@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import measure
-from onnx_lowrank.data import open_source
-from onnx_lowrank.errors import DataError, ModelError, SettingsError
+from onnx_lowrank.errors import ModelError, SettingsError
 from onnx_lowrank.files import read_model
-from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.metrics import new_loss
-from onnx_lowrank.prepare import timing_feeds
+from onnx_lowrank.prepare import open_inputs
 from onnx_lowrank.report import environment
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings
@@ -77,17 +75,11 @@ def compare(models: Sequence[str | Path], *, data: Any = None, **choices: Any) -
         raise SettingsError("compare needs two models or more")
     files = [read_model(path) for path in paths]
     first = Session(paths[0], provider=settings.provider, threads=0)
-    specs = [InputSpec(name, dtype, shape) for name, dtype, shape in first.inputs()]
-    shapes = settings.shapes[0] if settings.shapes and data is None else None
-    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=shapes)
-    sample = next(iter(source), None)
-    if sample is None:
-        raise DataError(f"{source.description}: no samples; give at least one")
-    feed = timing_feeds(specs, settings, sample)[0]
+    source, feeds = open_inputs(first, data, settings)
     counter = new_loss(settings.metric, first.output_names, settings.output_weights)
     references = References(first, source, counter)
     losses = [_loss(path, references, settings) for path in paths]
-    latencies = measure.race(paths, feed, provider=settings.provider, threads=settings.threads, seed=settings.seed)
+    latencies = measure.race(paths, feeds[0], provider=settings.provider, threads=settings.threads, seed=settings.seed)
     rows = [
         Row(str(path), file.bytes, measure.parameters(file.model), loss, latency)
         for path, file, loss, latency in zip(paths, files, losses, [None, *latencies], strict=True)

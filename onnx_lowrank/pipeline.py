@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,24 +137,33 @@ def sweep(
     each = [Settings.from_table({**choices, limit: loss}) for loss in sorted(losses)]
     clock, path, folder = Clock(progress), Path(model), Path(folder)
     outs = [folder / f"{path.stem}-{loss:g}.onnx" for loss in sorted(losses)]
-    _make(folder)
-    for out in outs:
-        check_output(out, path, in_place=False)
-    run = start(path, data, each[0], clock)
-    choices_of_sites = choose(run)
-    reports = []
-    for settings, out in zip(each, outs, strict=True):
-        one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
-        plan = decide_plan(one, _data_names(data), choices_of_sites)
-        reports.append(finish(one, plan, out, external_data, command, give_back=True))
+    with _made(folder):
+        for out in outs:
+            check_output(out, path, in_place=False)
+        run = start(path, data, each[0], clock)
+        choices_of_sites = choose(run)
+        reports = []
+        for settings, out in zip(each, outs, strict=True):
+            one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
+            plan = decide_plan(one, _data_names(data), choices_of_sites)
+            reports.append(finish(one, plan, out, external_data, command, give_back=True))
     return tuple(reports)
 
 
-def _make(folder: Path) -> None:
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder to write to; one that is made here is gone again when nothing came into it."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise SettingsError(f"{folder}: cannot be made ({fault.strerror}); give a folder that can be written") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: something came into it
+            for path in new:
+                path.rmdir()
 
 
 def _settings_of(plan: Plan) -> dict[str, Any]:
@@ -163,6 +173,7 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
         asked["speedup"] = 1.0
     else:
         asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
+    asked["output_weights"] = dict(plan.output_weights)
     return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 
 

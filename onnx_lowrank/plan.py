@@ -46,6 +46,7 @@ class Plan:
         data: sources, seed and number of samples that the factors are fitted to.
         max_loss: limit of the metric that the plan was made for; None when the goal was a speed or a size.
         metric: what the loss is.
+        output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
         refitted: sites whose factors were repaired with data, on the inputs that the rewritten prefix gives.
         shapes: of synthetic inputs and timings, one set after the other.
@@ -61,6 +62,7 @@ class Plan:
     data: tuple[str, ...] = ()
     shapes: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = ()
     metric: str = "relative"
+    output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"
     refitted: tuple[str, ...] = ()
 
@@ -80,6 +82,7 @@ class Plan:
         table = {"schema": SCHEMA, **dataclasses.asdict(self)}
         table["decisions"] = [{**dataclasses.asdict(d), "why": d.why and d.why.name} for d in self.decisions]
         table["shapes"] = [{name: list(shape) for name, shape in group} for group in self.shapes]
+        table["output_weights"] = dict(self.output_weights)
         return json.dumps(table, indent=1) + "\n"
 
     @classmethod
@@ -96,6 +99,7 @@ class Plan:
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
             table["refitted"] = tuple(table["refitted"])
+            table["output_weights"] = tuple(table["output_weights"].items())
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
             )

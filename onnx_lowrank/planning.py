@@ -59,6 +59,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         data=data,
         shapes=tuple(tuple(sorted(shapes.items())) for shapes in settings.shapes),
         metric=settings.metric,
+        output_weights=tuple(sorted(settings.output_weights.items())),
         policy=settings.policy,
         refitted=refitted,
     )

@@ -57,15 +57,9 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     progress("read", 0, 1)
     file = read_model(path)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
-    specs = [InputSpec(name, dtype, shape) for name, dtype, shape in session.inputs()]
-    shapes = settings.shapes[0] if settings.shapes and data is None else None
-    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=shapes)
+    source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)
-    first = next(iter(source), None)
-    if first is None:
-        raise DataError(f"{source.description}: no samples; give at least one")
-    session.run(first)
-    feeds = timing_feeds(specs, settings, first)
+    session.run(next(iter(source)))
     graph = Graph(file.model, file.folder)
     runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
     found = survey(graph)
@@ -74,12 +68,23 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*found.kept, *dropped))
 
 
-def timing_feeds(specs: Sequence[InputSpec], settings: Settings, first: Feed) -> tuple[Feed, ...]:
-    """Inputs of every timing: the first sample, or synthetic ones of each set of shapes that is asked for.
+def open_inputs(session: Session, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:
+    """The samples, and the inputs of every timing.
 
     Raises:
-        SettingsError: shapes that do not fit the model.
+        DataError, SettingsError: no samples, or data or shapes that do not fit the model.
     """
+    specs = [InputSpec(name, dtype, shape) for name, dtype, shape in session.inputs()]
+    shapes = settings.shapes[0] if settings.shapes and data is None else None
+    source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=shapes)
+    first = next(iter(source), None)
+    if first is None:
+        raise DataError(f"{source.description}: no samples; give at least one")
+    return source, _timing_feeds(specs, settings, first)
+
+
+def _timing_feeds(specs: Sequence[InputSpec], settings: Settings, first: Feed) -> tuple[Feed, ...]:
+    """The first sample, or synthetic ones of each set of shapes that is asked for."""
     if not settings.shapes:
         return (first,)
     sizes = [synthetic.resolve_shapes(specs, shapes) for shapes in settings.shapes]

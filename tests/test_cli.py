@@ -62,6 +62,7 @@ BAD: list[tuple[str, list[str], str]] = [
     ("a weight for no output", ["analyze", "tiny.onnx", "--output-weight", "z:2", "-d", "x.npz"], "no output 'z'"),
     ("a bad output weight", ["analyze", "tiny.onnx", "--output-weight", "y"], "NAME:2"),
     ("losses that are no numbers", ["sweep", "tiny.onnx", "-o", "models", "--losses", "small"], "--losses 'small'"),
+    ("a sweep of no model", ["sweep", "text.onnx", "-o", "new/models"], "text.onnx"),
     ("a sweep as html", ["sweep", "tiny.onnx", "-o", "models", "--report", "r.html"], "reported as .json"),
     ("a table that is none", ["cache", "import", "text.onnx", "--cache", "cache"], "not a latency table"),
     (
@@ -89,14 +90,19 @@ def test_bad_input_is_one_line_and_exit_2(folder: Path, words: list[str], says: 
     np.savez(folder / "dtype.npz", x=good.astype(np.float64))
     np.savez(folder / "zero.npz", x=good[:0])
     np.savez(folder / "nan.npz", x=np.where(np.arange(32).reshape(8, 4) == 9, np.nan, good).astype(np.float32))
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    before = contents(folder)
     done = run(folder, *words)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the bytes of a file."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 def test_a_model_that_cannot_gain_passes_through_unchanged(folder: Path) -> None:

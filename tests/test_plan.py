@@ -27,6 +27,7 @@ PLAN = Plan(
     data=("x.npz",),
     shapes=((("x", (1, 3, 8, 8)),), (("x", (2, 3, 8, 8)),)),
     metric="cosine",
+    output_weights=(("y", 2.0), ("z", 0.5)),
     refitted=("a",),
 )
 
