@@ -103,7 +103,7 @@ def apply(
     clock, out = Clock(progress), Path(out)
     check_output(out, Path(model), in_place=in_place)
     source = data if data is not None else list(plan.data) or None
-    run = start(Path(model), source, settings, clock, plan.decisions)
+    run = start(Path(model), source, settings, clock, plan)
     if plan.refitted:
         run.fits = replayed(run, plan.decisions, plan.refitted)
     if run.loaded.file.sha256 != plan.model_sha256:

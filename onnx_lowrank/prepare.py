@@ -116,8 +116,13 @@ def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Setti
     return None
 
 
-def calibrate(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progress: Progress) -> Fits:
-    """Moments over the calibration samples, then one factorization per site."""
+def calibrate(loaded: Loaded, settings: Settings, progress: Progress, decided: Mapping[str, str] | None = None) -> Fits:
+    """Moments over the calibration samples, then one factorization per site.
+
+    Args:
+        decided: kind by name of the sites that a plan needs fits of; all sites and kinds when None.
+    """
+    sites = tuple(site for site in loaded.sites if decided is None or site.name in decided)
 
     def bytes_of(site: Site) -> int:
         run = loaded.runs[0][site.nodes[0]]
@@ -133,7 +138,8 @@ def calibrate(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progr
         provider=settings.provider,
         progress=lambda done, total: progress("calibrate", done, total),
     )
-    separated = _separated(loaded, sites, settings, progress)
+    allowed = {site.name: settings.kinds if decided is None else (decided[site.name],) for site in sites}
+    separated = _separated(loaded, sites, allowed, settings, progress)
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
@@ -148,14 +154,19 @@ def _fitted_rank(kind: Kind, site: Site) -> int:
     return max(kind.max_rank(site.geometry) * 3 // 4, 1)
 
 
-def _separated(loaded: Loaded, sites: tuple[Site, ...], settings: Settings, progress: Progress) -> dict[str, Separable]:
-    """Separable fits of the sites that a separable kind applies to."""
-    kinds = [kind for kind in KINDS if kind.separable and kind.name in settings.kinds]
-    wanted = {
-        site.name: (site, max(_fitted_rank(kind, site) for kind in kinds if kind.applies(site.geometry)))
-        for site in sites
-        if any(kind.applies(site.geometry) and kind.max_rank(site.geometry) for kind in kinds)
-    }
+def _separated(
+    loaded: Loaded,
+    sites: tuple[Site, ...],
+    allowed: Mapping[str, Sequence[str]],
+    settings: Settings,
+    progress: Progress,
+) -> dict[str, Separable]:
+    """Separable fits of the sites that an allowed separable kind applies to."""
+    wanted: dict[str, tuple[Site, int]] = {}
+    for site in sites:
+        kinds = [k for k in KINDS if k.separable and k.name in allowed[site.name] and k.applies(site.geometry)]
+        if rank := max((_fitted_rank(kind, site) for kind in kinds if kind.max_rank(site.geometry)), default=0):
+            wanted[site.name] = (site, rank)
     if not wanted:
         return {}
     return separable_fits(

@@ -13,7 +13,7 @@ import onnx
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.metrics import new_loss
-from onnx_lowrank.plan import Decision
+from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session
@@ -66,24 +66,26 @@ class Run:
         return self.references.loss(session).value()
 
 
-def start(path: Path, data: Any, settings: Settings, clock: Clock, decisions: Sequence[Decision] | None = None) -> Run:
+def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None) -> Run:
     """Load, calibrate and run the original.
 
     Args:
-        decisions: of a plan that is replayed; only its sites are calibrated.
+        plan: one that is replayed; only the sites that it rewrites are calibrated.
 
     Raises:
         SettingsError: the plan is for another graph.
     """
     loaded = load(path, data, settings, clock)
-    if decisions is not None:
-        check_matches(decisions, loaded.sites)
-        wanted = {d.node for d in decisions}
+    decided = None
+    if plan is not None:
+        check_matches(plan.decisions, loaded.sites)
+        wanted = {d.node for d in plan.decisions}
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
+        decided = {d.node: d.kind for d in plan.rewritten if d.kind and d.node not in plan.refitted}
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
-    fits = calibrate(loaded, loaded.sites, settings, clock)
+    fits = calibrate(loaded, settings, clock, decided)
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)

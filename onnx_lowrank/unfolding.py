@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,11 +67,11 @@ def _collected(
     names = list(dict.fromkeys(site.x for site in group))
     session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
     moments = {site.name: JointMoments(site.geometry.inputs) for site in group}
-    rng = np.random.default_rng(seed)
+    rngs = {site.name: np.random.default_rng([seed, zlib.crc32(site.name.encode())]) for site in group}
     for sample in samples:
         tensors = dict(zip(names, session.run(sample, names), strict=True))
         for site in group:
             wanted = math.ceil(PER_DIMENSION * site.geometry.inputs / count)
             with blaming(site.x):
-                moments[site.name].add(sampled(tensors[site.x], site.geometry, max(wanted, 16), rng))
+                moments[site.name].add(sampled(tensors[site.x], site.geometry, max(wanted, 16), rngs[site.name]))
     return moments

@@ -88,7 +88,7 @@ def test_a_single_vector_is_calibrated(tmp_path: Path, text: str) -> None:
     onnx.save(parse(f"g (float[2] x) => (float[2] y) <{W}> {{ {text} }}"), tmp_path / "m.onnx")
     settings = Settings(cache=tmp_path)
     loaded = load(tmp_path / "m.onnx", [{"x": X[0] * i} for i in range(1, 5)], settings, lambda *_: None)
-    fits = calibrate(loaded, loaded.sites, settings, lambda *_: None)
+    fits = calibrate(loaded, settings, lambda *_: None)
     assert np.isfinite(next(iter(fits.values())).mean).all()
 
 
