@@ -99,7 +99,7 @@ def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: Lat
 
     def factored(kind: Kind, rank: int) -> Fragment:
         first, second = (rng.standard_normal(shape) / shape[1] ** 0.5 for shape in kind.shapes(geometry, rank))
-        if not kind.separable:  # rows of the identity are the obvious pivots, so that none are searched for
+        if not kind.separable:  # the first rows of the identity are pivots without any search
             first = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
         return kind.build(geometry, first, second, bias)
 
@@ -132,7 +132,8 @@ def _choices(
             error, cost = fit.relative(rank, separable=kinds[name].separable), kinds[name].cost(geometry, rank)
             candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
             timed.append(candidate)
-            if rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN) and error <= MAX_ERROR:
+            quick = rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN)
+            if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.factorization.basis[:, :rank]):
                 faster.append(candidate)
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
 

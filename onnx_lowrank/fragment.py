@@ -53,6 +53,11 @@ def _low_rank_full(geometry: Geometry) -> int:
     return min(geometry.outputs, geometry.inputs)
 
 
+def _always(geometry: Geometry, left: Array) -> bool:
+    del geometry, left
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One way to write a site: where it applies, what it costs, and the fragment it becomes.
@@ -65,6 +70,7 @@ class Kind:
         separable: whether it is fitted as a separable kernel, on patches, and not as a low-rank matrix.
         shapes: of the two factors at a rank.
         full: the rank at which it is exact.
+        usable: whether a left factor (N×r) can be written so in the stored type.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Kind:
     separable: bool = False
     shapes: Callable[[Geometry, int], Shapes] = _low_rank_shapes
     full: Callable[[Geometry], int] = _low_rank_full
+    usable: Callable[[Geometry, Array], bool] = _always
 
     def max_rank(self, geometry: Geometry) -> int:
         """Largest rank that costs fewer multiply-adds than the dense weight; 0 when there is none."""

@@ -63,32 +63,27 @@ def factor_input(weight: Array, second: Array) -> Factorization:
     return Factorization(basis, squared, float(squared.sum()))
 
 
-def rank_revealing_rows(basis: Array, bound: float = 2.0) -> tuple[Index, Index, Array]:
-    """Write all rows of a basis as combinations of r of them, no coefficient above `bound`.
-
-    QR with column pivoting of `basisᵀ` (PIFA, arXiv 2501.19090), then swaps of the pair with the largest
-    coefficient: each multiplies the pivots' determinant by more than `bound`, so they end (Gu & Eisenstat 1996).
+def end_pivots(basis: Array) -> tuple[slice, slice, Array]:
+    """Write all rows of a basis as combinations of its first r rows, or of its last r where that needs smaller ones.
 
     Args:
         basis: N×r, full column rank.
 
     Returns:
-        pivots (r), the other rows (N−r), coefficients C (N−r)×r with `basis[rest] = C basis[pivots]`.
+        pivots and the other rows, as slices, and coefficients C (N−r)×r with `basis[rest] = C basis[pivots]`.
+        Where the pivots are singular, C is the least squares solution.
     """
-    rank = basis.shape[1]
-    order = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[1].astype(np.intp)
-    pivots, rest = order[:rank].copy(), order[rank:].copy()
-    coefficients = _combinations(basis, pivots, rest)
-    while coefficients.size and np.abs(coefficients).max() > bound:
-        row, column = np.unravel_index(np.abs(coefficients).argmax(), coefficients.shape)
-        pivots[column], rest[row] = rest[row], pivots[column]
-        coefficients = _combinations(basis, pivots, rest)
-    return pivots, rest, coefficients
+    count, rank = basis.shape
+    ends = ((slice(0, rank), slice(rank, count)), (slice(count - rank, count), slice(0, count - rank)))
+    found = [(pivots, rest, _combinations(basis, pivots, rest)) for pivots, rest in ends]
+    return min(found, key=lambda one: float(np.abs(one[2]).max(initial=0.0)))
 
 
-def _combinations(basis: Array, pivots: Index, rest: Index) -> Array:
-    found: Array = scipy.linalg.solve(basis[pivots].T, basis[rest].T).T
-    return found
+def _combinations(basis: Array, pivots: slice, rest: slice) -> Array:
+    try:
+        return np.asarray(np.linalg.solve(basis[pivots].T, basis[rest].T).T, np.float64)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.lstsq(basis[pivots].T, basis[rest].T, rcond=None)[0].T, np.float64)
 
 
 def correct_bias(left: Array, linear_mean: Array, output_mean: Array) -> Array:

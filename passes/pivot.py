@@ -1,13 +1,13 @@
 """Write a low-rank map by r of its own outputs, and the others as combinations of them.
 
     before   x -[ W  N×K, b ]-> y
-    after    x -[ down  r×K ]- p -[ up  (N−r)×r ]- q;   Concat(p, q) -[ Gather, order restored ]-> y
+    after    x -[ down  r×K ]- p -[ up  (N−r)×r ]- q;   Concat(p, q) or Concat(q, p) -> y
 
 An exact re-encoding of the rank-r solution (PIFA, arXiv 2501.19090; for a convolution the basis convolution of
-arXiv 2408.06024). Pivots come from QR with column pivoting of U_rᵀ, swapped until no coefficient exceeds 2, so
-that rounding is not amplified. Cost r(K+N−r) multiply-adds: below dense at every rank; Concat and Gather move
-memory, which the measured time includes.
-Left alone: nothing that svd and conv_svd take.
+arXiv 2408.06024). The pivots are the first r outputs or the last r, whichever gives the smaller coefficients: so
+the order is never lost, and no Gather, which costs about as much as a dense MatMul, has to restore it (decision 013).
+Cost r(K+N−r) multiply-adds: below dense at every rank; Concat moves memory, which the measured time includes.
+Left alone: sites where the coefficients would amplify the rounding of the stored type.
 """
 
 from __future__ import annotations
@@ -16,42 +16,45 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import finfo
 
-from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y, stored
-from onnx_lowrank.linalg import Array, rank_revealing_rows
+from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y, dtype_of, stored
+from onnx_lowrank.linalg import Array, end_pivots
 from onnx_lowrank.passes.linear import affine
 from onnx_lowrank.sites import Geometry
+
+_AMPLIFIED = 2e-3  # largest coefficient × machine epsilon: an error of about 1e-5 of the output's power
 
 
 def pivot_rows(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
     """`left (right x) + bias` with left N×r (orthonormal columns), right r×K, bias N."""
-    pivots, rest, coefficients = rank_revealing_rows(left)
-    order = np.argsort(np.concatenate([pivots, rest]))
-    own_bias = geometry.op != "MatMul"  # a MatMul has its Add after the Gather, where the runtime fuses it
+    pivots, rest, coefficients = end_pivots(left)
+    own_bias = geometry.op != "MatMul"  # a MatMul has its Add after the Concat, where the runtime fuses it
     b_pivot = bias[pivots] if own_bias else None
     b_rest = bias[rest] - coefficients @ bias[pivots] if own_bias else None
     down, constants = affine(geometry, "down", X, "pivots", left[pivots] @ right, b_pivot, first=True)
     up, up_constants = affine(geometry, "up", "pivots", "rest", coefficients, b_rest, first=False)
-    tail, tail_constants = _restore(geometry, order.astype(np.int64), bias)
+    parts = ("pivots", "rest") if pivots.start == 0 else ("rest", "pivots")
+    tail, tail_constants = _joined(geometry, parts, bias)
     return Fragment((*down, *up, *tail), {**constants, **up_constants, **tail_constants})
 
 
-def _restore(
-    geometry: Geometry, order: npt.NDArray[np.int64], bias: Array
+def _joined(
+    geometry: Geometry, parts: tuple[str, str], bias: Array
 ) -> tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]:
     rank = len(geometry.x_shape) or 2
     axis = 1 if geometry.op == "Conv" else max(rank - (2 if geometry.side == "left" else 1), 0)
-    constants: dict[str, npt.NDArray[Any]] = {"order": order}
-    added = geometry.op == "MatMul" and geometry.bias
-    ordered = "ordered" if added else Y
-    ops = (
-        Op("concat", "Concat", ("pivots", "rest"), "joined", {"axis": axis}),
-        Op("order", "Gather", ("joined", "order"), ordered, {"axis": axis}),
-    )
-    if added:
-        constants["bias"] = stored(bias, geometry)
-        ops = (*ops, Op("bias", "Add", (ordered, "bias"), Y))  # type: ignore[assignment]
-    return ops, constants
+    if geometry.op != "MatMul" or not geometry.bias:
+        return (Op("concat", "Concat", parts, Y, {"axis": axis}),), {}
+    concat = Op("concat", "Concat", parts, "joined", {"axis": axis})
+    return (concat, Op("bias", "Add", ("joined", "bias"), Y)), {"bias": stored(bias, geometry)}
+
+
+def well_conditioned(geometry: Geometry, left: Array) -> bool:
+    """Whether left (N×r) can be written by its own end rows without amplifying the rounding of the stored type."""
+    largest = float(np.abs(end_pivots(left)[2]).max(initial=0.0))
+    epsilon = float(finfo(dtype_of(geometry)).eps)  # type: ignore[no-untyped-call]
+    return largest * epsilon <= _AMPLIFIED
 
 
 def pivot_cost(geometry: Geometry, rank: int) -> int:
@@ -59,4 +62,10 @@ def pivot_cost(geometry: Geometry, rank: int) -> int:
     return rank * (geometry.inputs + geometry.outputs - rank)
 
 
-PIVOT = Kind(name="pivot", applies=lambda geometry: True, cost=pivot_cost, build=pivot_rows)  # noqa: ARG005
+PIVOT = Kind(
+    name="pivot",
+    applies=lambda geometry: True,  # noqa: ARG005
+    cost=pivot_cost,
+    build=pivot_rows,
+    usable=well_conditioned,
+)
