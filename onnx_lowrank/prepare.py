@@ -64,6 +64,9 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
     found = survey(graph)
     sites, dropped = _reachable(found.sites, runs, settings)
+    sites = tuple(
+        site if _same_shape(graph, runs[0], site) else dataclasses.replace(site, joins=None) for site in sites
+    )
     progress("read", 1, 1)
     return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*found.kept, *dropped))
 
@@ -104,6 +107,12 @@ def _reachable(
         which = 1 if site.geometry.side == "left" else 0
         kept.append(site.seen(tuple(run[site.nodes[0]].input_shapes[which] for run in runs)))
     return tuple(kept), tuple(left)
+
+
+def _same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
+    """Whether the residual sum that a site's output enters has the shape of that output: nothing was broadcast."""
+    position = graph.producer(site.joins[0]) if site.joins else None
+    return position is None or run[position].output_shapes == run[site.nodes[-1]].output_shapes
 
 
 def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Settings) -> Why | None:

@@ -3,6 +3,8 @@
 A rewritten site gets inputs that the sites before it have already disturbed. Group by group in the order of the graph,
 the rewritten prefix and the original run side by side; the site's target is the original's output, its input the
 disturbed one (ALGORITHMS §6: asymmetric reconstruction, arXiv 1505.06798; mixed target, PIFA-M, arXiv 2501.19090).
+Where the site's output is added to a residual stream, the target is the original's sum less the disturbed stream, so
+that the site also takes back what the stream has gone wrong by.
 No labels, no gradients.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import factor_gram
@@ -30,19 +33,33 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
 _SHARE = 0.5  # m of the mixed target
-_GROUPS = 5
+_MACS = 2.5e12  # multiply-adds that all passes together may take, where the least passes and samples allow it
+_PASSES = (5, 8)  # over the data: least and most
 _GROUP_BYTES = 384 << 20
-_SAMPLES = 48
+_SAMPLES = 48  # at least, where there are so many
 _POSITIONS_PER_DIMENSION = 2
 
 Group = tuple[Site, ...]
 
 
-def groups(sites: Sequence[Site], decisions: Sequence[Decision]) -> list[Group]:
+def effort(macs: int, count: int) -> tuple[int, int]:
+    """Passes over the data and samples in each, more of them for a model that is quickly run.
+
+    Args:
+        macs: multiply-adds of the model.
+        count: calibration samples.
+    """
+    least = min(_SAMPLES, count)
+    runs = _MACS / (2 * max(macs, 1))
+    passes = int(np.clip(runs / max(least, 1), *_PASSES))
+    return passes, int(np.clip(runs / passes, least, count))
+
+
+def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) -> list[Group]:
     """The rewritten sites that can be refitted, in the order of the graph, a group for every pass over the data."""
     chosen = {d.node for d in decisions if d.kind}
     usable = [site for site in sites if site.name in chosen and _usable(site)]
-    most = max(math.ceil(len(usable) / _GROUPS), 1)
+    most = max(math.ceil(len(usable) / passes), 1)
     return [tuple(group) for group in grouped(usable, lambda s: 8 * s.geometry.inputs**2, _GROUP_BYTES, most)]
 
 
@@ -69,12 +86,14 @@ def refit(
         DataError: an activation that is not finite.
     """
     known = dict(fits)
-    order = groups(loaded.sites, decisions)
+    count = sum(1 for _ in loaded.calibration)
+    passes, samples = effort(measure.multiply_adds(dict(loaded.runs[0])), count)
+    order = groups(loaded.sites, decisions, passes)
     kinds = {d.node: d for d in decisions if d.kind}
     done: list[Decision] = []
     for index, group in enumerate(order):
         progress(index, len(order))
-        moments = _joint(loaded, settings, known, done, group)
+        moments = _joint(loaded, settings, known, done, group, samples)
         fresh = {site.name: _fit(site, moments.pop(site.name), kinds[site.name]) for site in group}
         if keep(group, {**known, **fresh}):
             known |= fresh
@@ -84,22 +103,24 @@ def refit(
 
 
 def _joint(
-    loaded: Loaded, settings: Settings, fits: Fits, done: Sequence[Decision], group: Group
+    loaded: Loaded, settings: Settings, fits: Fits, done: Sequence[Decision], group: Group, samples: int
 ) -> dict[str, JointMoments]:
-    """Moments of the disturbed inputs with the original outputs, for every site of a group, in one pass."""
+    """Moments of the disturbed inputs with the targets, for every site of a group, in one pass."""
     file = loaded.file
-    prefix = with_outputs(rewritten(file, loaded.sites, fits, done), list(dict.fromkeys(s.x for s in group)))
-    whole = with_outputs(file.model, list(dict.fromkeys(s.y for s in group)))
+    disturbed = [name for s in group for name in (s.x, *(s.joins or ())[1:])]
+    wanted = [s.joins[0] if s.joins else s.y for s in group]
+    prefix = with_outputs(rewritten(file, loaded.sites, fits, done), list(dict.fromkeys(disturbed)))
+    whole = with_outputs(file.model, list(dict.fromkeys(wanted)))
     sessions = [Session(m, provider=settings.provider, threads=0, folder=file.folder) for m in (prefix, whole)]
     found = {site.name: JointMoments(site.geometry.inputs, site.geometry.outputs) for site in group}
     rng = np.random.default_rng(settings.seed)
-    count = sum(1 for _ in itertools.islice(loaded.calibration, _SAMPLES))
-    for sample in itertools.islice(loaded.calibration, _SAMPLES):
+    for sample in itertools.islice(loaded.calibration, samples):
         x, y = (dict(zip(s.output_names, s.run(sample), strict=True)) for s in sessions)
         for site in group:
-            wanted = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / count), 64)
+            target = y[site.joins[0]] - x[site.joins[1]] if site.joins else y[site.y]
+            vectors = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / samples), 64)
             with blaming(site.x):
-                found[site.name].add(*_pairs(site, x[site.x], y[site.y], wanted, rng))
+                found[site.name].add(*_pairs(site, x[site.x], target, vectors, rng))
     return found
 
 

@@ -119,6 +119,7 @@ class Site:
         x, y: names of the tensors that enter and leave.
         nodes: positions in the graph of the nodes that the site stands for (itself, an absorbed bias or norm).
         x_shapes: shapes of x, one for every set of input shapes that is timed.
+        joins: where an Add of another computed tensor alone reads y, a residual sum: its output and that tensor.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Site:
     y: str
     nodes: tuple[int, ...]
     x_shapes: tuple[tuple[int, ...], ...] = ()
+    joins: tuple[str, str] | None = None
 
     @property
     def geometries(self) -> tuple[Geometry, ...]:

@@ -9,6 +9,7 @@ Weights are initializers or Constant nodes, also behind Identity, Transpose and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def _look(graph: Graph, position: int) -> Site | Keep:
         read = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
         result = read(graph, position, node)
         if isinstance(result, Site):
-            return result
+            return dataclasses.replace(result, joins=_joins(graph, result.y))
         why = result
     return Keep(graph.names[position], node.op_type, why)
 
@@ -170,6 +171,17 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         then=_activation(graph, folded.y),
     )
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
+
+
+def _joins(graph: Graph, y: str) -> tuple[str, str] | None:
+    """Output and other operand of a residual Add that alone reads y."""
+    position = only_reader(graph, y)
+    if position is None or graph.protos[position].op_type != "Add":
+        return None
+    node = graph.protos[position]
+    other = node.input[1] if node.input[0] == y else node.input[0]
+    computed = graph.producer(other) is not None and graph.constants.chain(other) is None
+    return (node.output[0], other) if computed and other != y else None
 
 
 def _activation(graph: Graph, y: str) -> str:

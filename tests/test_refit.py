@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.refit import groups, refit
+from onnx_lowrank.refit import effort, groups, refit
 from onnx_lowrank.repair import bolder, repaired, replayed
 from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.settings import Settings
@@ -79,7 +79,7 @@ def test_a_group_that_is_not_kept_keeps_its_factors(run: Run) -> None:
 
 def test_groups_follow_the_graph_and_hold_what_is_rewritten(run: Run) -> None:
     plan = tuple(d if d.node != "conv2" else dataclasses.replace(d, kind=None, rank=None) for d in decisions(12))
-    names = [[site.name for site in group] for group in groups(run.loaded.sites, plan)]
+    names = [[site.name for site in group] for group in groups(run.loaded.sites, plan, 5)]
     assert [name for group in names for name in group] == [f"conv{i}" for i in (0, 1, 3, 4, 5, 6)]
     assert len(names) <= 5
 
@@ -101,3 +101,41 @@ def test_a_bolder_plan_is_taken_only_when_its_loss_holds(run: Run) -> None:
 
 def test_the_original_is_never_changed(run: Run) -> None:
     assert Path(run.loaded.file.path).read_bytes() == run.loaded.file.model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("macs", "count", "expected"),
+    [(10**12, 100, (5, 48)), (10**6, 100, (8, 100)), (10**12, 20, (5, 20)), (25 * 10**8, 192, (8, 62)), (0, 3, (8, 3))],
+)
+def test_a_quick_model_gets_more_passes_and_samples(macs: int, count: int, expected: tuple[int, int]) -> None:
+    assert effort(macs, count) == expected
+
+
+def test_a_refit_takes_back_what_the_residual_stream_lost(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nodes, tensors, name = [], [], "x"
+    for i in range(4):
+        for part, op in (("a", "Relu"), ("b", None)):
+            weight = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
+            tensors.append(numpy_helper.from_array(weight, f"{part}{i}"))
+            x = name if part == "a" else f"relu{i}"
+            nodes.append(helper.make_node("MatMul", [x, f"{part}{i}"], [f"{part}{i}.y"], name=f"{part}{i}.matmul"))
+            if op:
+                nodes.append(helper.make_node(op, [f"{part}{i}.y"], [f"relu{i}"]))
+        nodes.append(helper.make_node("Add", [name, f"b{i}.y"], [f"sum{i}"]))
+        name = f"sum{i}"
+    shapes = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", WIDTH]) for n in ("x", name)]
+    graph = helper.make_graph(nodes, "residual", shapes[:1], shapes[1:], tensors)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    data = [{"x": rng.standard_normal((64, WIDTH)).astype(np.float32)} for _ in range(24)]
+    run = start(path, data, Settings(cache=tmp_path / "cache", max_loss=0.5), Clock(lambda *_: None))
+    joined = {site.name: site.joins for site in run.loaded.sites if site.joins}
+    assert joined == {f"b{i}.matmul": (f"sum{i}", f"sum{i - 1}") for i in range(1, 4)}
+    plan = tuple(
+        Decision(site.name, "MatMul", (WIDTH, WIDTH), "svd", 10, ms_before=1.0, ms_after=0.5)
+        for site in run.loaded.sites
+    )
+    alone = tuple(dataclasses.replace(site, joins=None) for site in run.loaded.sites)
+    without = dataclasses.replace(run, loaded=dataclasses.replace(run.loaded, sites=alone))
+    assert repaired(run, plan).loss < 0.97 * repaired(without, plan).loss
