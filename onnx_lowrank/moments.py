@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,49 +21,73 @@ def rows(activation: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
 class Moments:
     """Count, mean and second moment of vectors of `width` channels.
 
+    Vectors wait until there are enough of them for one large product: a width×width sum for every few of them would
+    cost more than the products.
+
     Args:
         own_precision: products of a chunk in the vectors' own precision, at least float32; sums are always float64.
     """
 
     def __init__(self, width: int, *, own_precision: bool = False) -> None:
-        self.count = 0
         self._own_precision = own_precision
+        self._step = max(1, _CHUNK_BYTES // (8 * max(width, 1)))
+        self._waiting: list[tuple[npt.NDArray[Any], ...]] = []
+        self._rows = 0
+        self._count = 0
         self._sum = np.zeros(width)
         self._products = np.zeros((width, width))
 
     def add(self, vectors: npt.NDArray[Any]) -> None:
-        """Accumulate vectors (P×width, any float dtype), a chunk at a time.
+        """Accumulate vectors (P×width, any float dtype).
 
         Raises:
             ValueError: an entry is NaN or infinite, or its square is.
         """
-        for chunk in self._chunks(vectors):
-            self._take(chunk)
+        self._queue(vectors)
 
-    def _chunks(self, vectors: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-        step = max(1, _CHUNK_BYTES // (8 * max(vectors.shape[1], 1)))
+    def _queue(self, vectors: npt.NDArray[Any], *others: npt.NDArray[Any]) -> None:
         keep = self._own_precision and vectors.dtype in (np.float32, np.float64)
         precision = vectors.dtype if keep else np.dtype(np.float32 if self._own_precision else np.float64)
-        for start in range(0, len(vectors), step):
-            yield vectors[start : start + step].astype(precision, copy=False)
+        for start in range(0, len(vectors), self._step):
+            chunk, *rest = (a[start : start + self._step].astype(precision, copy=False) for a in (vectors, *others))
+            with np.errstate(over="ignore", invalid="ignore"):
+                power = np.einsum("ij,ij->", chunk, chunk)
+            if not np.isfinite(power):
+                raise ValueError("its values are not finite")
+            self._waiting.append((chunk, *rest))
+            self._rows += len(chunk)
+            if self._rows >= self._step:
+                self._drain()
 
-    def _take(self, chunk: npt.NDArray[Any]) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            products = chunk.T @ chunk
-        if not np.isfinite(np.trace(products)):
-            raise ValueError("its values are not finite")
-        self.count += len(chunk)
+    def _drain(self) -> None:
+        if self._waiting:
+            joined = [
+                parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*self._waiting, strict=True)
+            ]
+            self._waiting, self._rows = [], 0
+            self._take(*joined)
+
+    def _take(self, chunk: npt.NDArray[Any], *others: npt.NDArray[Any]) -> None:
+        del others
+        self._count += len(chunk)
         self._sum += chunk.sum(axis=0, dtype=np.float64)
-        self._products += products
+        self._products += chunk.T @ chunk
+
+    @property
+    def count(self) -> int:
+        """Vectors so far."""
+        return self._count + self._rows
 
     @property
     def mean(self) -> Array:
         """E[x], width."""
+        self._drain()
         return self._sum / max(self.count, 1)
 
     @property
     def second(self) -> Array:
         """E[xxᵀ], width×width."""
+        self._drain()
         return self._products / max(self.count, 1)
 
     @property

@@ -33,7 +33,7 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
 _SHARE = 0.5  # m of the mixed target
-_MACS = 2.5e12  # multiply-adds that all passes together may take, where the least passes and samples allow it
+_MACS = 1.5e12  # multiply-adds that all passes together may take, where the least passes and samples allow it
 _PASSES = (5, 8)  # over the data: least and most
 _GROUP_BYTES = 384 << 20
 _SAMPLES = 48  # at least, where there are so many

@@ -25,22 +25,23 @@ class JointMoments(Moments):
         Raises:
             ValueError: an entry is NaN or infinite, or its square is.
         """
-        start = 0
-        for chunk in self._chunks(vectors):
-            self._take(chunk)
-            if targets is not None:
-                y = targets[start : start + len(chunk)].astype(chunk.dtype, copy=False)
-                self._sum_y += y.sum(axis=0, dtype=np.float64)
-                self._cross += y.T @ chunk
-            start += len(chunk)
+        self._queue(vectors, *([] if targets is None else [targets]))
+
+    def _take(self, chunk: npt.NDArray[Any], *others: npt.NDArray[Any]) -> None:
+        super()._take(chunk)
+        for y in others:
+            self._sum_y += y.sum(axis=0, dtype=np.float64)
+            self._cross += y.T @ chunk
 
     @property
     def mean_y(self) -> Array:
         """E[y], outputs."""
+        self._drain()
         return self._sum_y / max(self.count, 1)
 
     def cross(self, *, centred: bool) -> Array:
         """E[yxᵀ], outputs×width; less E[y]E[x]ᵀ when centred."""
+        self._drain()
         found = self._cross / max(self.count, 1)
         return found - np.outer(self.mean_y, self.mean) if centred else found
 

@@ -107,7 +107,7 @@ def counted_as_many(moments: Moments) -> Moments:
     """The same moments, counted as many: no shrinkage, so that the prediction is exact on these samples."""
     scale = 10**6
     many = Moments(len(moments.mean))
-    many.count = moments.count * scale
+    many._count = moments.count * scale
     many._sum, many._products = moments._sum * scale, moments._products * scale
     return many
 
