@@ -13,7 +13,7 @@ import onnx
 
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import Array, Factorization, correct_bias, factor_gram, factor_input
+from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable
@@ -34,6 +34,7 @@ class Fit:
         linear: mean of W x, N: `mean` without the bias.
         weight: N×K, what the factors approximate; None is the site's own weight.
         separable: the separable approximations of a 2-D convolution, where they were asked for.
+        metric: in which both are best; None is the plain one.
     """
 
     factorization: Factorization
@@ -41,9 +42,15 @@ class Fit:
     linear: Array
     weight: Array | None = None
     separable: Separable | None = None
+    metric: Metric | None = None
+
+    def left(self, rank: int) -> Array:
+        """The left factor at a rank, N×r."""
+        basis = self.factorization.basis[:, :rank]
+        return basis if self.metric is None else self.metric.inverse @ basis
 
     def relative(self, rank: int, *, separable: bool = False) -> float:
-        """Relative error of the site's output at a rank; 1 where there is no such approximation."""
+        """Relative error of the site's output at a rank, in its metric; 1 where there is no such approximation."""
         if not separable:
             return self.factorization.relative(rank)
         known = self.separable
@@ -107,16 +114,18 @@ def _width(site: Site) -> int:
     return site.geometry.inputs if site.tap == "input" else site.geometry.outputs
 
 
-def factorize(site: Site, moments: Moments) -> Fit:
-    """The spectrum of a site, exact at every rank, and the mean of its output."""
+def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit:
+    """The spectrum of a site in a metric of its output, exact at every rank, and the mean of its output."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     if site.tap == "output":
-        spectrum = factor_gram(_shrunk(second, moments.count, lambda: weight @ weight.T))
-        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector)
+        gram = _shrunk(second, moments.count, lambda: weight @ weight.T)
+        spectrum = factor_gram(gram if metric is None else metric.root @ gram @ metric.root)
+        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, metric=metric)
     identity = _shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
     linear = weight @ moments.mean
-    return Fit(factor_input(weight, identity), linear + site.bias_vector, linear)
+    spectrum = factor_input(weight if metric is None else metric.root @ weight, identity)
+    return Fit(spectrum, linear + site.bias_vector, linear, metric=metric)
 
 
 def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
@@ -143,7 +152,11 @@ def fitted(site: Site, fit: Fit, rank: int, *, separable: bool = False) -> tuple
         if fit.separable is None:
             raise ValueError(f"site {site.name} has no separable fit")
         first, second, computed = fit.separable.factors(rank)
+        if fit.metric is not None:
+            second, computed = fit.metric.inverse @ second, fit.metric.inverse @ computed
         return first, second, fit.mean - computed
     weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
-    left, right = fit.factorization.pair(weight, rank)
-    return left, right, correct_bias(left, fit.linear, fit.mean) if site.centred else bias
+    left, read = fit.left(rank), fit.factorization.basis[:, :rank].T
+    if fit.metric is not None:
+        read = read @ fit.metric.root
+    return left, read @ weight, correct_bias(left, read, fit.linear, fit.mean) if site.centred else bias

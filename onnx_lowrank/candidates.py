@@ -133,7 +133,7 @@ def _choices(
             candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
             timed.append(candidate)
             quick = rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN)
-            if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.factorization.basis[:, :rank]):
+            if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.left(rank)):
                 faster.append(candidate)
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
 

@@ -44,6 +44,23 @@ class Factorization:
         return left, left.T @ weight
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A metric `eᵀ M e` of errors e of an output: root `M^½` and its inverse, N×N, symmetric."""
+
+    root: Array
+    inverse: Array
+
+    @classmethod
+    def of(cls, matrix: Array, ridge: float) -> Metric:
+        """The metric of a positive semidefinite matrix, with a ridge that is a fraction of its mean diagonal."""
+        count = len(matrix)
+        values, vectors = scipy.linalg.eigh(matrix)
+        mean = max(float(values.sum()) / count, np.finfo(np.float64).tiny)
+        root = np.sqrt(np.clip(values / mean, 0.0, None) + ridge)
+        return cls((vectors * root) @ vectors.T, (vectors / root) @ vectors.T)
+
+
 def factor_gram(gram: Array) -> Factorization:
     """Gram form: eigenvectors of the output's second moment `W S Wᵀ` (N×N). Needs no inverse and no input moments."""
     values, vectors = scipy.linalg.eigh(gram)
@@ -86,15 +103,16 @@ def _combinations(basis: Array, pivots: slice, rest: slice) -> Array:
         return np.asarray(np.linalg.lstsq(basis[pivots].T, basis[rest].T, rcond=None)[0].T, np.float64)
 
 
-def correct_bias(left: Array, linear_mean: Array, output_mean: Array) -> Array:
-    """Bias that keeps the mean of the output: `m − UUᵀ Wμ`.
+def correct_bias(left: Array, read: Array, linear_mean: Array, output_mean: Array) -> Array:
+    """Bias that keeps the mean of the output: `m − left read Wμ`, where `left read` projects the output.
 
     Args:
-        left: U_r, N×r.
+        left: N×r.
+        read: r×N.
         linear_mean: Wμ, N.
         output_mean: m, N; `Wμ + b` where the site's own output is the target.
     """
-    return output_mean - left @ (left.T @ linear_mean)
+    return output_mean - left @ (read @ linear_mean)
 
 
 def evb_rank(singular: Array, larger: int) -> int:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg import Array
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 def rows(activation: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
+from onnx_lowrank.consumers import readers
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.importance import output_metrics
 from onnx_lowrank.inputs import InputSpec
+from onnx_lowrank.linalg import Metric
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
@@ -33,7 +36,8 @@ Progress = Callable[[str, int, int], None]
 class Loaded:
     """A model that runs on its data: sites with shapes, everything else with a reason.
 
-    `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs.
+    `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs. `metrics` tell
+    which errors of a site's output matter to the sites that read it, where only sites do.
     """
 
     file: ModelFile
@@ -46,6 +50,7 @@ class Loaded:
     runs: tuple[Mapping[int, NodeRun], ...]
     sites: tuple[Site, ...]
     kept: tuple[Keep, ...]
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
 
 def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loaded:
@@ -125,6 +130,22 @@ def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Setti
     return None
 
 
+def with_metrics(loaded: Loaded, settings: Settings, names: Collection[str] | None = None) -> Loaded:
+    """The same, with the metrics of the sites' outputs (of the named ones only, where names are given)."""
+    at = {site.nodes[0]: site for site in loaded.sites}
+    wanted = [site for site in loaded.sites if names is None or site.name in names]
+    found = [(site, readers(loaded.graph, site, at)) for site in wanted]
+    metrics = output_metrics(
+        loaded.file.model,
+        loaded.file.folder,
+        [(site, read) for site, read in found if read],
+        loaded.calibration,
+        provider=settings.provider,
+        seed=settings.seed,
+    )
+    return dataclasses.replace(loaded, metrics=metrics)
+
+
 def calibrate(loaded: Loaded, settings: Settings, progress: Progress, decided: Mapping[str, str] | None = None) -> Fits:
     """Moments over the calibration samples, then one factorization per site.
 
@@ -152,7 +173,7 @@ def calibrate(loaded: Loaded, settings: Settings, progress: Progress, decided: M
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
-        fit = factorize(site, moments[(site.tensor, site.channel_axis)])
+        fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
         fits[site.name] = dataclasses.replace(fit, separable=separated.get(site.name))
     progress("factor", len(sites), len(sites))
     return fits
@@ -185,5 +206,6 @@ def _separated(
         loaded.calibration,
         provider=settings.provider,
         seed=settings.seed,
+        metrics=loaded.metrics,
         progress=lambda done, total: progress("unfold", done, total),
     )

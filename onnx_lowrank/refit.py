@@ -19,7 +19,7 @@ import numpy as np
 from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import factor_gram
+from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import rows
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.patches import positions, unfolded
@@ -94,7 +94,10 @@ def refit(
     for index, group in enumerate(order):
         progress(index, len(order))
         moments = _joint(loaded, settings, known, done, group, samples)
-        fresh = {site.name: _fit(site, moments.pop(site.name), kinds[site.name]) for site in group}
+        fresh = {
+            site.name: _fit(site, moments.pop(site.name), kinds[site.name], loaded.metrics.get(site.name))
+            for site in group
+        }
         if keep(group, {**known, **fresh}):
             known |= fresh
         done += [kinds[site.name] for site in group]
@@ -139,15 +142,16 @@ def _pairs(
     return rows(x, axis), rows(y, -1)
 
 
-def _fit(site: Site, moments: JointMoments, decision: Decision) -> Fit:
+def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None) -> Fit:
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
     linear = target @ moments.mean
+    weighted = target if metric is None else metric.root @ target
     separated = None
     kind = next(kind for kind in KINDS if kind.name == decision.kind)
     if kind.separable:
         kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
-        separated = separable(target, second, moments.mean, kernel, moments.count, decision.rank or 1)
-    spectrum = factor_gram(target @ second @ target.T)
-    return Fit(spectrum, moments.mean_y, linear, target, separated)
+        separated = separable(weighted, second, moments.mean, kernel, moments.count, decision.rank or 1)
+    spectrum = factor_gram(weighted @ second @ weighted.T)
+    return Fit(spectrum, moments.mean_y, linear, target, separated, metric)

@@ -12,8 +12,12 @@ from onnx_lowrank.run import Run
 
 Decisions = tuple[Decision, ...]
 
-_HOPED = 1.4  # loss before the refit over loss after it, tried first; deep convolution nets reach this
-_WORTH = 1.04  # a smaller gain in loss is not worth another plan
+_HOPED = 1.4  # loss before the refit over loss after it, tried first
+_AIM = 0.95  # of the limit, that the next plan is to reach
+_FULL = 0.9  # of the limit: a repaired plan that uses so much of it ends the search
+_STEP = 1.03  # a plan less bold or bolder by less than this factor is not worth another repair
+_LEAP = 2.5  # how much bolder the next plan may be
+_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +69,21 @@ def bolder(run: Run, decisions: Decisions, within: Callable[[float], Decisions |
         decisions: the plan that holds without a refit.
         within: the furthest plan whose measured loss stays within a given limit.
     """
-    limit, hoped = run.settings.limit, _HOPED
-    for _ in range(2):
+    limit, hoped, held = run.settings.limit, _HOPED, 1.0
+    best: Repaired | None = None
+    for _ in range(_ROUNDS):
         plan = within(limit * hoped)
-        if plan is None or plan == decisions:
-            return None
+        if plan is None or plan == (decisions if best is None else best.decisions):
+            break
         found = repaired(run, plan)
+        aim = _AIM * found.before / max(found.loss, 1e-12)
         if found.loss <= limit:
-            return found
-        gain = found.before / found.loss
-        if gain < _WORTH:
-            return None
-        hoped = 1 + 0.9 * (gain - 1)
-    return None
+            best, held = found, hoped
+            if found.loss > _FULL * limit:
+                break
+            hoped = min(aim, _LEAP * hoped)
+        else:
+            hoped = min(aim, hoped / _STEP)
+        if hoped < held * _STEP:
+            break
+    return best

@@ -14,7 +14,7 @@ from onnx_lowrank.calibration import Fits
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.plan import Decision, Plan
-from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
+from onnx_lowrank.prepare import Loaded, Progress, calibrate, load, with_metrics
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings
@@ -76,15 +76,18 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         SettingsError: the plan is for another graph.
     """
     loaded = load(path, data, settings, clock)
-    decided = None
+    decided, rewritten_sites = None, None
     if plan is not None:
         check_matches(plan.decisions, loaded.sites)
         wanted = {d.node for d in plan.decisions}
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
         decided = {d.node: d.kind for d in plan.rewritten if d.kind and d.node not in plan.refitted}
+        rewritten_sites = {d.node for d in plan.rewritten}
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
+    clock("weigh", 0, 1)
+    loaded = with_metrics(loaded, settings, rewritten_sites)
     fits = calibrate(loaded, settings, clock, decided)
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)

@@ -12,6 +12,7 @@ import onnx
 
 from onnx_lowrank.calibration import blaming
 from onnx_lowrank.grouping import grouped
+from onnx_lowrank.linalg import Metric
 from onnx_lowrank.patches import PER_DIMENSION, sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
@@ -29,12 +30,14 @@ def separable_fits(
     *,
     provider: str,
     seed: int,
+    metrics: Mapping[str, Metric],
     progress: Callable[[int, int], None],
 ) -> dict[str, Separable]:
     """Separable approximations of 2-D convolutions, from sampled patches.
 
     Args:
         sites: by name, with the largest rank that will be asked for.
+        metrics: by name, of the outputs that have one.
         progress: called with (groups done, groups).
 
     Raises:
@@ -49,7 +52,8 @@ def separable_fits(
         for site in group:
             one = moments.pop(site.name)
             kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
-            weight = site.weight.astype(np.float64)
+            weight, metric = site.weight.astype(np.float64), metrics.get(site.name)
+            weight = weight if metric is None else metric.root @ weight
             found[site.name] = separable(weight, one.covariance, one.mean, kernel, one.count, sites[site.name][1])
     progress(len(groups), len(groups))
     return found

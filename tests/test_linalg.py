@@ -71,7 +71,7 @@ def test_the_corrected_bias_keeps_the_mean_and_beats_every_other() -> None:
     bias = np.arange(8.0)
     outputs = x @ weight.T + bias
     left, right = factor_gram(np.cov(outputs.T, bias=True)).pair(weight, 2)
-    corrected = correct_bias(left, outputs.mean(axis=0) - bias, outputs.mean(axis=0))
+    corrected = correct_bias(left, left.T, outputs.mean(axis=0) - bias, outputs.mean(axis=0))
     residual = outputs - (x @ (left @ right).T + corrected)
     np.testing.assert_allclose(residual.mean(axis=0), 0, atol=1e4 * EPS * np.abs(outputs).max())
     assert np.sum(residual**2) <= np.sum((residual + corrected - bias) ** 2)

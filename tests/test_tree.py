@@ -48,7 +48,9 @@ LEVELS: Final[dict[str, int]] = {
     # what measures
     "cache": 4,
     "calibration": 4,
+    "consumers": 4,
     "data": 4,
+    "importance": 4,
     "inputs": 4,
     "latency": 4,
     "loaders": 4,

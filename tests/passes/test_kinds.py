@@ -106,7 +106,7 @@ def test_the_error_is_what_eckart_and_young_say(kind: Kind, geometry: Geometry, 
     gram = (linear - centre).T @ (linear - centre) / len(linear)
     found = factor_gram(gram)
     left, right = found.pair(given.weight, rank)
-    bias = correct_bias(left, centre, centre + given.bias) if geometry.bias else given.bias
+    bias = correct_bias(left, left.T, centre, centre + given.bias) if geometry.bias else given.bias
     measured = np.sum((ran(kind.build(geometry, left, right, bias), geometry, given.x) - given.y) ** 2) / len(linear)
     assert measured == pytest.approx(found.error(rank), rel=1e-4, abs=1e3 * EPS**2 * found.total)
 
