@@ -54,10 +54,11 @@ def output_metrics(
     if names:
         session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
         rngs = {key: np.random.default_rng([seed, zlib.crc32("\n".join(key).encode())]) for key in bent}
-        for sample in itertools.islice(samples, _SAMPLES):
+        few = list(itertools.islice(samples, _SAMPLES))
+        for sample in few:
             tensors = dict(zip(names, session.run(sample, names), strict=True))
             for key, site in bent.items():
-                wanted = math.ceil(_PER_CHANNEL * site.geometry.outputs / _SAMPLES)
+                wanted = math.ceil(_PER_CHANNEL * site.geometry.outputs / len(few))
                 y, image = (rows(tensors[name], _axis(site)) for name in (site.y, key[1]))
                 chosen = rngs[key].choice(len(y), min(wanted, len(y)), replace=False)
                 with blaming(site.y):

@@ -30,6 +30,7 @@ from onnx_lowrank.staircase import right_edges
 _STAGES = {
     "read": "read the model, run one sample",
     "calibrate": "calibrate",
+    "weigh": "see which errors matter to later sites",
     "unfold": "fit separable kernels",
     "factor": "factor",
     "reference": "run the original on held-out samples",
