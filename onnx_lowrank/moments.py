@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg import Array
 
+MOST = 10_000
+"""Width up to which second moments of a site's input are taken: 0.8 GB; wider ones would not fit into memory."""
+
 _CHUNK_BYTES = 16 << 20
 
 

@@ -20,6 +20,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.importance import output_metrics
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
+from onnx_lowrank.moments import MOST
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
@@ -193,7 +194,7 @@ def _separated(
 ) -> dict[str, Separable]:
     """Separable fits of the sites that an allowed separable kind applies to."""
     wanted: dict[str, tuple[Site, int]] = {}
-    for site in sites:
+    for site in (s for s in sites if s.geometry.inputs <= MOST):
         kinds = [k for k in KINDS if k.separable and k.name in allowed[site.name] and k.applies(site.geometry)]
         if rank := max((_fitted_rank(kind, site) for kind in kinds if kind.max_rank(site.geometry)), default=0):
             wanted[site.name] = (site, rank)

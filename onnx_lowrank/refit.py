@@ -20,7 +20,7 @@ from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
-from onnx_lowrank.moments import rows
+from onnx_lowrank.moments import MOST, rows
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.patches import positions, unfolded
 from onnx_lowrank.plan import Decision
@@ -65,7 +65,7 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) ->
 
 def _usable(site: Site) -> bool:
     g = site.geometry
-    return g.op != "Conv" or len(g.kernel) == 2
+    return g.inputs <= MOST and (g.op != "Conv" or len(g.kernel) == 2)
 
 
 def refit(

@@ -99,6 +99,13 @@ def test_a_bolder_plan_is_taken_only_when_its_loss_holds(run: Run) -> None:
     assert bolder(limited(loss), mild, lambda _: None) is None
 
 
+def test_a_site_whose_moments_would_not_fit_into_memory_is_left_as_it_is(run: Run) -> None:
+    first, *others = run.loaded.sites
+    wide = dataclasses.replace(first, geometry=dataclasses.replace(first.geometry, inputs=25088))
+    found = groups((wide, *others), decisions(12), 5)
+    assert [site.name for group in found for site in group] == [site.name for site in others]
+
+
 def test_the_original_is_never_changed(run: Run) -> None:
     assert Path(run.loaded.file.path).read_bytes() == run.loaded.file.model.SerializeToString()
 
