@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,20 @@ import onnx
 
 from onnx_lowrank.calibration import blaming
 from onnx_lowrank.consumers import Reader
+from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Metric
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.sites import Site
 
+_GROUP_BYTES = 512 << 20
 _SAMPLES = 16
 _PER_CHANNEL = 4  # sampled positions for each channel
 _KNOTS = 256
 _RIDGE = 0.1  # of the mean importance: some of the plain metric stays, against overfitting to one consumer
+
+Key = tuple[str, str]
+"""A site's name and an image of its output."""
 
 
 def output_metrics(
@@ -37,6 +42,7 @@ def output_metrics(
     sites: Sequence[tuple[Site, tuple[Reader, ...]]],
     samples: Iterable[Feed],
     *,
+    bytes_of: Callable[[Site], int],
     provider: str,
     seed: int,
 ) -> dict[str, Metric]:
@@ -44,27 +50,44 @@ def output_metrics(
 
     Args:
         sites: each with the sites that alone read it, at least one.
+        samples: may be gone through several times.
+        bytes_of: size of a site's output for one sample; groups stay below 512 MB.
 
     Raises:
         DataError: an activation that is not finite.
     """
     bent = {(s.name, r.image): s for s, found in sites for r in found if r.image != s.y}
-    names = list(dict.fromkeys(name for (_, image), s in bent.items() for name in (s.y, image)))
-    slopes = {key: Moments(site.geometry.outputs, own_precision=True) for key, site in bent.items()}
-    if names:
-        session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
-        rngs = {key: np.random.default_rng([seed, zlib.crc32("\n".join(key).encode())]) for key in bent}
-        few = list(itertools.islice(samples, _SAMPLES))
-        for sample in few:
-            tensors = dict(zip(names, session.run(sample, names), strict=True))
-            for key, site in bent.items():
-                wanted = math.ceil(_PER_CHANNEL * site.geometry.outputs / len(few))
-                y, image = (rows(tensors[name], _axis(site)) for name in (site.y, key[1]))
-                chosen = rngs[key].choice(len(y), min(wanted, len(y)), replace=False)
-                with blaming(site.y):
-                    slopes[key].add(slope(y[chosen], image[chosen]))
+    count = min(sum(1 for _ in samples), _SAMPLES) if bent else 0
+    slopes: dict[Key, Moments] = {}
+    for group in grouped(bent.items(), lambda item: 2 * bytes_of(item[1]), _GROUP_BYTES):
+        slopes |= _slopes(model, folder, dict(group), itertools.islice(samples, count), count, provider, seed)
     return {site.name: metric_of([(r.site, _second(slopes.get((site.name, r.image)))) for r in found])
             for site, found in sites}  # fmt: skip
+
+
+def _slopes(
+    model: onnx.ModelProto,
+    folder: Path,
+    bent: Mapping[Key, Site],
+    samples: Iterable[Feed],
+    count: int,
+    provider: str,
+    seed: int,
+) -> dict[Key, Moments]:
+    """Moments of φ′ between sites' outputs and their images, from `count` samples."""
+    names = list(dict.fromkeys(name for (_, image), s in bent.items() for name in (s.y, image)))
+    session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
+    found = {key: Moments(site.geometry.outputs, own_precision=True) for key, site in bent.items()}
+    rngs = {key: np.random.default_rng([seed, zlib.crc32("\n".join(key).encode())]) for key in bent}
+    for sample in samples:
+        tensors = dict(zip(names, session.run(sample, names), strict=True))
+        for key, site in bent.items():
+            wanted = math.ceil(_PER_CHANNEL * site.geometry.outputs / count)
+            y, image = (rows(tensors[name], _axis(site)) for name in (site.y, key[1]))
+            chosen = rngs[key].choice(len(y), min(wanted, len(y)), replace=False)
+            with blaming(site.y):
+                found[key].add(slope(y[chosen], image[chosen]))
+    return found
 
 
 def _axis(site: Site) -> int:

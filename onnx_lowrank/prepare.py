@@ -141,6 +141,7 @@ def with_metrics(loaded: Loaded, settings: Settings, names: Collection[str] | No
         loaded.file.folder,
         [(site, read) for site, read in found if read],
         loaded.calibration,
+        bytes_of=lambda site: 4 * math.prod(loaded.runs[0][site.nodes[-1]].output_shapes[0]),
         provider=settings.provider,
         seed=settings.seed,
     )

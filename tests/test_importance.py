@@ -57,7 +57,7 @@ def test_the_slope_of_a_line_and_of_a_bend() -> None:
 def test_a_linear_reader_counts_what_it_reads() -> None:
     model, graph, sites = chain("", "y")
     found = readers(graph, sites[0], {s.nodes[0]: s for s in sites})
-    metrics = output_metrics(model, Path(), [(sites[0], found)], [], provider="cpu", seed=0)
+    metrics = output_metrics(model, Path(), [(sites[0], found)], [], bytes_of=lambda _: 1 << 29, provider="cpu", seed=0)
     reader = sites[1].weight.astype(np.float64)  # 6×12
     assert metrics[sites[0].name].root @ metrics[sites[0].name].root == pytest.approx(
         plain(reader.T @ reader), abs=1e-6
@@ -71,7 +71,9 @@ def test_a_channel_that_the_activation_shuts_off_hardly_counts() -> None:
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "u"))
     samples = [{"x": np.abs(RNG.standard_normal((64, 8))).astype(np.float32)} for _ in range(4)]
     found = readers(graph, sites[0], {s.nodes[0]: s for s in sites})
-    metric = output_metrics(model, Path(), [(sites[0], found)], samples, provider="cpu", seed=0)[sites[0].name]
+    metric = output_metrics(
+        model, Path(), [(sites[0], found)], samples, bytes_of=lambda _: 1 << 29, provider="cpu", seed=0
+    )[sites[0].name]
     importance = np.diag(metric.root @ metric.root)
     assert importance[3] == pytest.approx(0.1, abs=1e-6)
     assert importance[5] > 0.2
