@@ -99,6 +99,21 @@ def test_a_bolder_plan_is_taken_only_when_its_loss_holds(run: Run) -> None:
     assert bolder(limited(loss), mild, lambda _: None) is None
 
 
+def test_slack_that_a_repair_leaves_is_spent_on_a_bolder_plan(run: Run) -> None:
+    mild, middle, bold = decisions(20), decisions(16), decisions(12)
+    limit = repaired(run, bold).loss * 1.05
+    asked: list[float] = []
+
+    def within(allowed: float) -> tuple[Decision, ...]:
+        asked.append(allowed)
+        return middle if len(asked) == 1 else bold
+
+    held = bolder(dataclasses.replace(run, settings=dataclasses.replace(run.settings, max_loss=limit)), mild, within)
+    assert held is not None
+    assert held.decisions == bold
+    assert asked[1] > asked[0]
+
+
 def test_a_site_whose_moments_would_not_fit_into_memory_is_left_as_it_is(run: Run) -> None:
     first, *others = run.loaded.sites
     wide = dataclasses.replace(first, geometry=dataclasses.replace(first.geometry, inputs=25088))
