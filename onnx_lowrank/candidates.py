@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -136,6 +137,19 @@ def _choices(
             if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.left(rank)):
                 faster.append(candidate)
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
+
+
+def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
+    """The candidates that a repaired fit serves: separable pairs up to its rank, well conditioned pivots."""
+    kinds = {kind.name: kind for kind in KINDS}
+
+    def serves(candidate: Candidate) -> bool:
+        kind, rank = kinds[candidate.kind], candidate.rank
+        if kind.separable:
+            return fit.separable is not None and rank <= fit.separable.largest
+        return kind.usable(site.geometry, fit.left(rank))
+
+    return dataclasses.replace(choice, candidates=tuple(c for c in choice.candidates if serves(c)))
 
 
 def macs_per_weight(site: Site, loaded: Loaded) -> int:

@@ -10,7 +10,6 @@ from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.files import copy_model, write_model
 from onnx_lowrank.measure import Latency, no_change
 from onnx_lowrank.plan import Plan
-from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.run import Run
@@ -44,8 +43,6 @@ def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command:
             if not give_back:
                 raise VerificationError(_failure(found, run.settings))
             plan, found = plan.giving_back(_worst(plan, found, run.settings)), None
-            if plan.refitted:
-                run.fits = replayed(run, plan.decisions, plan.refitted)
         run.clock("verify", 1, 1)
         if found is None:
             return _unchanged(run, plan, before, out, command)

@@ -104,8 +104,7 @@ def apply(
     check_output(out, Path(model), in_place=in_place)
     source = data if data is not None else list(plan.data) or None
     run = start(Path(model), source, settings, clock, plan)
-    if plan.refitted:
-        run.fits = replayed(run, plan.decisions, plan.refitted)
+    run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
     return finish(run, plan, out, external_data, command, give_back=False)

@@ -10,7 +10,7 @@ from typing import Any
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.sites import Why
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,33 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refit:
+    """One repair with data: the ranks whose rewritten prefix gave the inputs, and the sites that took new factors.
+
+    Attributes:
+        ranks: node, kind and rank of every site that was rewritten then; later ranks may be others.
+        kept: nodes.
+    """
+
+    ranks: tuple[tuple[str, str, int], ...]
+    kept: tuple[str, ...]
+
+    @classmethod
+    def of(cls, decisions: Iterable[Decision], kept: Iterable[str]) -> Refit:
+        """The record of a repair of a plan."""
+        return cls(tuple((d.node, d.kind, d.rank) for d in decisions if d.kind and d.rank), tuple(kept))
+
+    def plan(self, decisions: Iterable[Decision]) -> tuple[Decision, ...]:
+        """The same sites with the kinds and ranks of then."""
+        then = {node: (kind, rank) for node, kind, rank in self.ranks}
+        return tuple(
+            dataclasses.replace(d, kind=kind, rank=rank)
+            for d in decisions
+            for kind, rank in [then.get(d.node, (None, None))]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """Decisions for all sites of one model, and what they stand on.
 
@@ -48,7 +75,7 @@ class Plan:
         metric: what the loss is.
         output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
-        refitted: sites whose factors were repaired with data, on the inputs that the rewritten prefix gives.
+        refits: repairs of the factors with data, in their order.
         shapes: of synthetic inputs and timings, one set after the other.
     """
 
@@ -64,7 +91,7 @@ class Plan:
     metric: str = "relative"
     output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"
-    refitted: tuple[str, ...] = ()
+    refits: tuple[Refit, ...] = ()
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -98,7 +125,7 @@ class Plan:
                 raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
-            table["refitted"] = tuple(table["refitted"])
+            table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
@@ -106,6 +133,11 @@ class Plan:
             return cls(**table)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise SettingsError(f"{where}: not a plan of onnx-lowrank ({fault}); make one with --plan-out") from None
+
+
+def _refit(row: dict[str, Any]) -> Refit:
+    ranks = tuple((str(node), str(kind), int(rank)) for node, kind, rank in row["ranks"])
+    return Refit(ranks, tuple(str(node) for node in row["kept"]))
 
 
 def _decision(row: dict[str, Any]) -> Decision:

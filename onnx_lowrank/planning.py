@@ -11,12 +11,12 @@ import scipy.linalg
 
 from onnx_lowrank import insitu, measure
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
-from onnx_lowrank.candidates import measured_choices
+from onnx_lowrank.candidates import fitting, measured_choices
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.probe import Probes
-from onnx_lowrank.repair import Repaired, bolder, repaired
+from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import node_times
 from onnx_lowrank.search import search
@@ -44,9 +44,9 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
     """
     found = list(choices) if choices is not None else choose(run)
     decisions = _additive(run, found, _reach(run, found))
-    refitted: tuple[str, ...] = ()
+    refits: tuple[Refit, ...] = ()
     if run.settings.refit and run.settings.policy == "knapsack" and any(d.kind for d in decisions):
-        decisions, refitted = _repaired(run, found, decisions)
+        decisions, refits = _repaired(run, found, decisions)
     loaded, settings = run.loaded, run.settings
     return Plan(
         model_sha256=loaded.file.sha256,
@@ -61,23 +61,27 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         metric=settings.metric,
         output_weights=tuple(sorted(settings.output_weights.items())),
         policy=settings.policy,
-        refitted=refitted,
+        refits=refits,
     )
 
 
-def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[str, ...]]:
+def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[Refit, ...]]:
     """Repair the factors; where the loss is the goal, spend what that wins on a faster plan."""
     if run.settings.speedup is not None or run.settings.size is not None:
-        found: Repaired | None = repaired(run, decisions)
+        found = repaired(run, decisions)
     else:
-        plans = frontier(choices)
-        found = bolder(run, decisions, lambda limit: _within_loss(run, plans, choices, limit))
-    if found is None or not found.sites:
-        return decisions, ()
+        found = spent(run, decisions, lambda one: _further(run, choices, one))
     run.fits = found.fits
     if found.decisions != decisions and not run.table.given:
         run.additivity = {**run.additivity, **_prediction(run, found.decisions)}
-    return found.decisions, found.sites
+    return found.decisions, found.refits
+
+
+def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
+    """The furthest plan that holds with repaired fits."""
+    left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
+    scale = one.loss / max(predicted_loss(one.decisions), 1e-12)
+    return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
 
 
 def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
@@ -138,9 +142,15 @@ def _spectra(run: Run) -> dict[str, Array]:
     return {s.name: scipy.linalg.svdvals(s.weight.astype(np.float64)) for s in run.loaded.sites}
 
 
-def _within_loss(run: Run, plans: Plans, choices: Sequence[Choices], limit: float) -> Decisions | None:
-    """The furthest plan whose measured loss holds, then between it and the next one by the whole knapsack."""
-    found = search(plans, lambda decisions: _measured_loss(run, decisions), limit)
+def _within_loss(
+    run: Run, plans: Plans, choices: Sequence[Choices], limit: float, scale: float = 1.0
+) -> Decisions | None:
+    """The furthest plan whose measured loss holds, then between it and the next one by the whole knapsack.
+
+    Args:
+        scale: measured over predicted loss, as far as it is known.
+    """
+    found = search(plans, lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
     run.clock("decide", 1, 1)
     if found is None or run.settings.policy != "knapsack":
         return found and found[0]

@@ -148,11 +148,13 @@ def with_metrics(loaded: Loaded, settings: Settings, names: Collection[str] | No
     return dataclasses.replace(loaded, metrics=metrics)
 
 
-def calibrate(loaded: Loaded, settings: Settings, progress: Progress, decided: Mapping[str, str] | None = None) -> Fits:
+def calibrate(
+    loaded: Loaded, settings: Settings, progress: Progress, decided: Mapping[str, Sequence[str]] | None = None
+) -> Fits:
     """Moments over the calibration samples, then one factorization per site.
 
     Args:
-        decided: kind by name of the sites that a plan needs fits of; all sites and kinds when None.
+        decided: kinds by name of the sites that a plan needs fits of; all sites and kinds when None.
     """
     sites = tuple(site for site in loaded.sites if decided is None or site.name in decided)
 
@@ -170,7 +172,7 @@ def calibrate(loaded: Loaded, settings: Settings, progress: Progress, decided: M
         provider=settings.provider,
         progress=lambda done, total: progress("calibrate", done, total),
     )
-    allowed = {site.name: settings.kinds if decided is None else (decided[site.name],) for site in sites}
+    allowed = {site.name: settings.kinds if decided is None else decided[site.name] for site in sites}
     separated = _separated(loaded, sites, allowed, settings, progress)
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,25 @@ def reads(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Counter[st
         for body in subgraphs(node):
             counted.update(outer_reads(body))
     return counted
+
+
+def needed_for(nodes: Sequence[onnx.NodeProto], tensors: Iterable[str]) -> tuple[set[int], set[str]]:
+    """Positions of the nodes that the named tensors depend on, and every tensor that is read on the way."""
+    producer = {name: position for position, node in enumerate(nodes) for name in node.output if name}
+    needed: set[int] = set()
+    read, stack = set(), list(tensors)
+    while stack:
+        name = stack.pop()
+        if name in read:
+            continue
+        read.add(name)
+        position = producer.get(name)
+        if position is not None and position not in needed:
+            needed.add(position)
+            node = nodes[position]
+            stack += [i for i in node.input if i]
+            stack += [i for body in subgraphs(node) for i in outer_reads(body)]
+    return needed, read
 
 
 def unique_names(nodes: list[onnx.NodeProto]) -> list[str]:

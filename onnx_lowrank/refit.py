@@ -33,7 +33,7 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
 _SHARE = 0.5  # m of the mixed target
-_MACS = 1.5e12  # multiply-adds that all passes together may take, where the least passes and samples allow it
+_MACS = 7.5e11  # multiply-adds that all passes together may take, where the least passes and samples allow it
 _PASSES = (5, 8)  # over the data: least and most
 _GROUP_BYTES = 384 << 20
 _SAMPLES = 48  # at least, where there are so many
@@ -50,9 +50,15 @@ def effort(macs: int, count: int) -> tuple[int, int]:
         count: calibration samples.
     """
     least = min(_SAMPLES, count)
-    runs = _MACS / (2 * max(macs, 1))
+    runs = _MACS / max(macs, 1)
     passes = int(np.clip(runs / max(least, 1), *_PASSES))
     return passes, int(np.clip(runs / passes, least, count))
+
+
+def cost(macs: int, count: int) -> float:
+    """Multiply-adds of one refit, all passes together; arguments as of `effort`."""
+    passes, samples = effort(macs, count)
+    return float(macs) * passes * samples  # of the original and of the prefix, half of each in the mean
 
 
 def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) -> list[Group]:

@@ -1,31 +1,33 @@
-"""Use what a refit wins: a bolder plan whose loss holds only after its factors are repaired with data."""
+"""Repair factors with data, and spend what that wins on a faster plan.
+
+A refit moves a site's weight towards what undoes the errors before it, and the moved weight can be factored at any
+rank. So the two take turns: refit, look for a faster plan that holds its loss with the factors at hand, refit again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fits
-from onnx_lowrank.plan import Decision
-from onnx_lowrank.refit import Group, refit
+from onnx_lowrank.plan import Decision, Refit
+from onnx_lowrank.refit import Group, cost, refit
 from onnx_lowrank.run import Run
 
 Decisions = tuple[Decision, ...]
 
-_HOPED = 1.4  # loss before the refit over loss after it, tried first
-_AIM = 0.95  # of the limit, that the next plan is to reach
-_FULL = 0.9  # of the limit: a repaired plan that uses so much of it ends the search
-_STEP = 1.03  # a plan less bold or bolder by less than this factor is not worth another repair
-_LEAP = 2.5  # how much bolder the next plan may be
-_ROUNDS = 3
+_MACS = 7.5e12  # multiply-adds that all refits together may take
+_ROUNDS = (1, 3)  # refits: least and most
+_STEP = 1.02  # another refit is not worth less than this ratio of the sites' time
 
 
 @dataclasses.dataclass(frozen=True)
 class Repaired:
-    """A plan with repaired factors: the sites that were refitted, all fits, and the measured loss before and after."""
+    """A plan with repaired factors: the refits in order, all fits, and the measured loss before and after the last."""
 
     decisions: Decisions
-    sites: tuple[str, ...]
+    refits: tuple[Refit, ...]
     fits: Fits
     before: float
     loss: float
@@ -34,7 +36,7 @@ class Repaired:
 def repaired(run: Run, decisions: Decisions) -> Repaired:
     """Refit a plan group by group; a group that raises the loss on held-out samples keeps its old factors."""
     best = before = run.loss_of(decisions)
-    sites: list[str] = []
+    kept: list[str] = []
 
     def keep(group: Group, fits: Fits) -> bool:
         nonlocal best
@@ -42,48 +44,59 @@ def repaired(run: Run, decisions: Decisions) -> Repaired:
         if loss >= best:
             return False
         best = loss
-        sites.extend(site.name for site in group)
+        kept.extend(site.name for site in group)
         return True
 
     fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of))
-    return Repaired(decisions, tuple(sites), fits, before, best)
+    refits = (Refit.of(decisions, kept),) if kept else ()
+    return Repaired(decisions, refits, fits, before, best)
 
 
-def replayed(run: Run, decisions: Sequence[Decision], sites: Sequence[str]) -> Fits:
-    """The fits of a plan whose refitted sites are known: nothing is measured, so the same bytes come out."""
-    names = set(sites)
-    return refit(
-        run.loaded,
-        run.settings,
-        run.base,
-        decisions,
-        lambda group, _: any(site.name in names for site in group),
-        lambda n, of: run.clock("refit", n, of),
-    )
+def replayed(run: Run, decisions: Sequence[Decision], refits: Sequence[Refit]) -> Fits:
+    """The fits of a plan whose refits are known: nothing is measured, so the same bytes come out."""
+    fits = run.fits
+    for one in refits:
+        names = set(one.kept)
+        fits = refit(
+            run.loaded,
+            run.settings,
+            fits,
+            one.plan(decisions),
+            lambda group, _, names=names: any(site.name in names for site in group),  # type: ignore[misc]
+            lambda n, of: run.clock("refit", n, of),
+        )
+    return fits
 
 
-def bolder(run: Run, decisions: Decisions, within: Callable[[float], Decisions | None]) -> Repaired | None:
-    """A faster plan whose loss holds after a refit; None when there is none, and the given plan stays as it is.
+def rounds(run: Run) -> int:
+    """Refits that a model is worth: more of them when it is quickly run."""
+    macs, count = measure.multiply_adds(dict(run.loaded.runs[0])), sum(1 for _ in run.loaded.calibration)
+    least, most = _ROUNDS
+    return int(min(max(_MACS / max(cost(macs, count), 1), least), most))
+
+
+def spent(run: Run, decisions: Decisions, further: Callable[[Repaired], Decisions | None]) -> Repaired:
+    """Refits and faster plans in turn, as long as they pay; the loss of what is returned was measured to hold.
 
     Args:
-        decisions: the plan that holds without a refit.
-        within: the furthest plan whose measured loss stays within a given limit.
+        decisions: a plan that holds without a refit.
+        further: the furthest plan whose measured loss holds with the fits of a repaired one.
     """
-    limit, hoped, held = run.settings.limit, _HOPED, 1.0
-    best: Repaired | None = None
-    for _ in range(_ROUNDS):
-        plan = within(limit * hoped)
-        if plan is None or plan == (decisions if best is None else best.decisions):
+    found = Repaired(decisions, (), run.fits, 0.0, 0.0)
+    for _ in range(rounds(run)):
+        one = repaired(dataclasses.replace(run, fits=found.fits), found.decisions)
+        if not one.refits:
             break
-        found = repaired(run, plan)
-        aim = _AIM * found.before / max(found.loss, 1e-12)
-        if found.loss <= limit:
-            best, held = found, hoped
-            if found.loss > _FULL * limit:
-                break
-            hoped = min(aim, _LEAP * hoped)
-        else:
-            hoped = min(aim, hoped / _STEP)
-        if hoped < held * _STEP:
+        found = dataclasses.replace(one, refits=(*found.refits, *one.refits))
+        plan = further(found)
+        if plan is None or _ms(found.decisions) <= _ms(plan):
             break
-    return best
+        pays = _ms(found.decisions) > _STEP * _ms(plan)
+        found = dataclasses.replace(found, decisions=plan)
+        if not pays:
+            break
+    return found
+
+
+def _ms(decisions: Decisions) -> float:
+    return sum(d.ms_before or 0.0 if d.kind is None else d.ms_after or 0.0 for d in decisions)

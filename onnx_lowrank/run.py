@@ -40,12 +40,11 @@ class Clock:
 class Run:
     """Everything known about one model on the way through; the steps fill it in order.
 
-    `base` are the fits to the original's own activations, `fits` those in use, some of them repaired.
+    `fits` are made on the original's own activations until some of them are repaired.
     """
 
     loaded: Loaded
     settings: Settings
-    base: Fits
     fits: Fits
     references: References
     clock: Clock
@@ -81,8 +80,8 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         check_matches(plan.decisions, loaded.sites)
         wanted = {d.node for d in plan.decisions}
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
-        decided = {d.node: d.kind for d in plan.rewritten if d.kind and d.node not in plan.refitted}
-        rewritten_sites = {d.node for d in plan.rewritten}
+        decided = unrepaired(plan)
+        rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, _, _ in r.ranks}
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
@@ -92,7 +91,7 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    run = Run(loaded, settings, fits, fits, references, clock, table)
+    run = Run(loaded, settings, fits, references, clock, table)
     if loaded.shared:
         run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
     if loaded.source.synthetic:
@@ -100,3 +99,15 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     if table.given:
         run.warnings.append(f"latencies are those of {table.path}, measured on {table.environment.get('processor')}")
     return run
+
+
+def unrepaired(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The kinds by node whose fits on the original's activations a replay uses: before a repair, or without one."""
+    used: dict[str, set[str]] = {}
+    kept: set[str] = set()
+    for decisions, repaired in (*((r.plan(plan.decisions), r.kept) for r in plan.refits), (plan.decisions, ())):
+        kept.update(repaired)
+        for d in decisions:
+            if d.kind and d.node not in kept:
+                used.setdefault(d.node, set()).add(d.kind)
+    return {node: tuple(sorted(kinds)) for node, kinds in used.items()}

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
+from onnx_lowrank.protos import needed_for
 from onnx_lowrank.settings import suggestion
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -181,11 +182,22 @@ def _one_line(fault: Exception) -> str:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the model whose only outputs are the named tensors (types are left to the runtime)."""
+    """A copy of the model whose only outputs are the named tensors (types are left to the runtime).
+
+    Only the nodes and initializers that they need are left: the runtime would run all others too.
+    """
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
-    del tapped.graph.output[:]
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    graph = tapped.graph
+    needed, read = needed_for(graph.node, names)
+    for position in reversed(range(len(graph.node))):
+        if position not in needed:
+            del graph.node[position]
+    for position in reversed(range(len(graph.initializer))):
+        if graph.initializer[position].name not in read:
+            del graph.initializer[position]
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return tapped
 
 

@@ -15,6 +15,7 @@ def search(
     limit: float,
     *,
     rounds: int = 10,
+    scale: float = 1.0,
 ) -> tuple[tuple[Decision, ...], float] | None:
     """The last plan whose *measured* value stays within `limit`, with that value; None when none was found to.
 
@@ -23,11 +24,12 @@ def search(
         measured: value of a built plan.
         limit: largest allowed value.
         rounds: most plans that are built.
+        scale: measured over predicted value, as far as it is known.
 
     The additive model proposes, built models answer, and every answer corrects the model's scale. A proposal
     outside the bracket of what was measured becomes the middle of the bracket.
     """
-    holds, fails, scale, value = -1, len(plans), 1.0, 0.0
+    holds, fails, value = -1, len(plans), 0.0
     for _ in range(rounds):
         if fails - holds <= 1:
             break

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.sites import Why
 
 PLAN = Plan(
@@ -28,7 +28,7 @@ PLAN = Plan(
     shapes=((("x", (1, 3, 8, 8)),), (("x", (2, 3, 8, 8)),)),
     metric="cosine",
     output_weights=(("y", 2.0), ("z", 0.5)),
-    refitted=("a",),
+    refits=(Refit((("a", "svd", 3), ("c", "spatial", 3)), ("a",)), Refit((("a", "svd", 2),), ("a",))),
 )
 
 
@@ -73,6 +73,8 @@ def test_giving_back_keeps_the_others_and_says_why() -> None:
         site(rank="8"),
         site(extra=1),
         changed(shapes=3),
+        changed(refits=[{"kept": []}]),
+        changed(refits=[{"kept": [], "ranks": [["a", "svd", "many"]]}]),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(text: str) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.plan import Decision
+from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.refit import effort, groups, refit
-from onnx_lowrank.repair import bolder, repaired, replayed
-from onnx_lowrank.run import Clock, Run, start
+from onnx_lowrank.repair import Repaired, repaired, replayed, spent
+from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.settings import Settings
 
 WIDTH, LAYERS = 24, 7
@@ -58,7 +57,7 @@ def test_a_refit_lowers_the_loss_of_a_deep_model(run: Run) -> None:
     plan = decisions(12)
     before = run.loss_of(plan)
     found = repaired(run, plan)
-    assert found.sites
+    assert found.refits
     assert found.loss < 0.95 * before
     assert dataclasses.replace(run, fits=found.fits).loss_of(plan) == pytest.approx(found.loss)
 
@@ -67,7 +66,7 @@ def test_a_replay_gives_the_same_bytes(run: Run) -> None:
     plan = decisions(12)
     found = repaired(run, plan)
     first = dataclasses.replace(run, fits=found.fits).build(plan)
-    again = dataclasses.replace(run, fits=replayed(run, plan, found.sites)).build(plan)
+    again = dataclasses.replace(run, fits=replayed(run, plan, found.refits)).build(plan)
     assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
 
 
@@ -84,34 +83,47 @@ def test_groups_follow_the_graph_and_hold_what_is_rewritten(run: Run) -> None:
     assert len(names) <= 5
 
 
-def test_a_bolder_plan_is_taken_only_when_its_loss_holds(run: Run) -> None:
-    mild, bold = decisions(16), decisions(12)
-    loss = repaired(run, bold).loss
-
-    def limited(limit: float) -> Any:
-        return dataclasses.replace(run, settings=dataclasses.replace(run.settings, max_loss=limit))
-
-    held = bolder(limited(loss * 1.01), mild, lambda _: bold)
-    assert held is not None
-    assert held.decisions == bold
-    assert bolder(limited(loss * 0.5), mild, lambda _: bold) is None
-    assert bolder(limited(loss), mild, lambda _: mild) is None
-    assert bolder(limited(loss), mild, lambda _: None) is None
-
-
-def test_slack_that_a_repair_leaves_is_spent_on_a_bolder_plan(run: Run) -> None:
+def test_what_a_repair_wins_is_spent_on_a_faster_plan_that_is_repaired_too(run: Run) -> None:
     mild, middle, bold = decisions(20), decisions(16), decisions(12)
-    limit = repaired(run, bold).loss * 1.05
-    asked: list[float] = []
+    asked: list[Repaired] = []
 
-    def within(allowed: float) -> tuple[Decision, ...]:
-        asked.append(allowed)
-        return middle if len(asked) == 1 else bold
+    def further(one: Repaired) -> tuple[Decision, ...] | None:
+        asked.append(one)
+        return faster(middle, 0.4) if len(asked) == 1 else faster(bold, 0.3) if len(asked) == 2 else None
 
-    held = bolder(dataclasses.replace(run, settings=dataclasses.replace(run.settings, max_loss=limit)), mild, within)
-    assert held is not None
-    assert held.decisions == bold
-    assert asked[1] > asked[0]
+    found = spent(run, mild, further)
+    assert found.decisions == faster(bold, 0.3)
+    assert [one.decisions for one in asked] == [mild, faster(middle, 0.4), faster(bold, 0.3)]
+    assert [one.plan(mild)[1].rank for one in found.refits] == [20, 16, 12]
+    again = dataclasses.replace(run, fits=replayed(run, found.decisions, found.refits))
+    there = dataclasses.replace(run, fits=found.fits)
+    assert again.build(bold).SerializeToString(deterministic=True) == there.build(bold).SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_plan_that_is_not_faster_is_not_taken(run: Run) -> None:
+    mild = decisions(16)
+    assert spent(run, mild, lambda _: decisions(12)).decisions == mild
+    assert spent(run, mild, lambda _: None).decisions == mild
+
+
+def test_the_loss_of_what_is_returned_was_measured(run: Run) -> None:
+    found = spent(run, decisions(16), lambda _: None)
+    assert found.loss < found.before
+    assert dataclasses.replace(run, fits=found.fits).loss_of(found.decisions) == pytest.approx(found.loss)
+
+
+def faster(plan: tuple[Decision, ...], ms: float) -> tuple[Decision, ...]:
+    return tuple(dataclasses.replace(d, ms_after=ms) for d in plan)
+
+
+def test_a_replay_needs_first_fits_of_what_was_not_repaired_then() -> None:
+    a, b, c = (Decision(name, "MatMul", (4, 4), "svd", 2) for name in "abc")
+    first = Refit.of((a, dataclasses.replace(b, kind="pivot")), ["a"])
+    second = Refit.of((a, b), ["a", "b"])
+    plan = Plan("", (a, b, c), 0.1, "cpu", 1, 0, 8, refits=(first, second))
+    assert unrepaired(plan) == {"b": ("pivot",), "c": ("svd",)}
 
 
 def test_a_site_whose_moments_would_not_fit_into_memory_is_left_as_it_is(run: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_lowrank import measure
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
-from onnx_lowrank.runtime import Session, profile, provider_name
+from onnx_lowrank.runtime import Session, profile, provider_name, with_outputs
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 two (float[n, 4] x) => (float[n, 2] y) <float[4, 3] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3, 2] b = {1,2,3,4,5,6}>
@@ -24,6 +24,27 @@ def test_a_profiled_run_knows_shapes_counts_and_multiply_adds() -> None:
         ((5, 3), (5, 2), 1),
     ]
     assert measure.multiply_adds(runs) == 5 * 4 * 3 + 5 * 3 * 2
+
+
+def test_a_tapped_model_holds_only_what_its_outputs_need() -> None:
+    model = onnx.parser.parse_model(MODEL)
+    tapped = with_outputs(model, ["t"])
+    assert [node.output[0] for node in tapped.graph.node] == ["t"]
+    assert [tensor.name for tensor in tapped.graph.initializer] == ["a"]
+    assert len(model.graph.node) == 2
+    assert Session(tapped).run({"x": np.ones((2, 4), np.float32)})[0].tolist() == [[22, 26, 30]] * 2
+
+
+def test_a_tapped_model_holds_what_a_body_reads() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    f (float[2] x, bool c) => (float[2] y, float[2] z) <float[2] w = {1, 2}, float[2] unread = {3, 4}>
+    { k = Mul(x, w)
+      t = If(c) <then_branch = a () => (float[2] p) { p = Neg(k) }, else_branch = b () => (float[2] q) { q = Abs(k) }>
+      y = Identity(t)
+      z = Add(x, unread) }"""
+    tapped = with_outputs(onnx.parser.parse_model(text), ["t"])
+    assert [node.output[0] for node in tapped.graph.node] == ["k", "t"]
+    assert [tensor.name for tensor in tapped.graph.initializer] == ["w"]
 
 
 def test_inputs_are_named_with_dtype_and_shape() -> None:
