@@ -178,7 +178,13 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, low_rank_model: Call
     (tmp_path / "out.onnx").write_bytes(b"the previous one")
     command = [sys.executable, "-m", "onnx_lowrank", "optimize", "wide.onnx", "-o", "out.onnx", "-d", "wide.npz"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "ONNX_LOWRANK_CACHE": "cache"}, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "ONNX_LOWRANK_CACHE": "cache"},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs that a shell starts in the background inherit an ignored SIGINT; these tests must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
