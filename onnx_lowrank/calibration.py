@@ -180,4 +180,7 @@ def narrow_fit(site: Site, fit: Fit, width: int) -> tuple[Array, Array]:
         raise ValueError(f"site {site.name} has no narrow fit")
     weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
     full = fit.narrow.scattered(weight, width)
-    return full, fit.mean - full @ fit.narrow.mean if site.centred else site.bias_vector
+    if not site.centred:
+        return full, site.bias_vector
+    # Not `fit.mean - full μ`: μ may be of sampled patches, and the mean of the output of all positions.
+    return full, fit.mean - fit.linear + (weight - full) @ fit.narrow.mean

@@ -32,7 +32,7 @@ def with_layers(
     found = {choice.dense.node: choice for choice in choices}
     chains = [c for c in disjoint_chains(loaded.graph, loaded.sites) if fits[c.consumer.name].narrow is not None]
     for done, chain in enumerate(chains):
-        progress("narrow", done, len(chains))
+        progress("layers", done, len(chains))
         times, noise = _times(chain, fits, table)
         table.save()
         names = (chain.producer.name, chain.consumer.name)
@@ -43,8 +43,8 @@ def with_layers(
 
 
 def widths(channels: int) -> tuple[int, ...]:
-    """Widths worth timing: sixteenths of the layer, in whole tiles, down to a quarter."""
-    tried = {round(channels * part / _STEPS / TILE) * TILE for part in range(_STEPS // 4, _STEPS)}
+    """Widths worth timing: sixteenths of the layer, in whole tiles, down to an eighth."""
+    tried = {round(channels * part / _STEPS / TILE) * TILE for part in range(_STEPS // 8, _STEPS)}
     return tuple(sorted(width for width in tried if TILE <= width < channels))
 
 

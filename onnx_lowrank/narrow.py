@@ -14,7 +14,7 @@ import scipy.linalg
 
 from onnx_lowrank.linalg import Array, Index
 
-_LEAST = 0.25  # of the channels: no order is found below this width
+_LEAST = 0.125  # of the channels: no order is found below this width
 _FLOOR = 1e-6  # of the mean power of an entry of x: least power in any direction, for dead and equal channels
 _STALE = 8  # matrices shrink when one part in so many is gone
 
@@ -86,7 +86,7 @@ def narrowed(producer: str, weight: Array, second: Array, mean: Array, taps: int
     channels = len(second) // taps
     order = np.concatenate([np.setdiff1d(np.arange(channels), gone), gone[::-1]]).astype(np.intp)
     errors = np.concatenate([[0.0], np.cumsum(costs)])[::-1]
-    return Narrow(producer, order, errors / total if total > 0 else 0 * errors, regular, mean, taps)
+    return Narrow(producer, order, errors / total if second.any() and total > 0 else 0 * errors, regular, mean, taps)
 
 
 def _columns(channels: Index, taps: int) -> Index:

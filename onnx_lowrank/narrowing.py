@@ -16,12 +16,13 @@ from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Metric
 from onnx_lowrank.moments import rows
 from onnx_lowrank.narrow import Narrow, narrowed
-from onnx_lowrank.patches import PER_DIMENSION, sampled
+from onnx_lowrank.patches import sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.sites import Site
 
 _GROUP_BYTES = 512 << 20
+_PER_DIMENSION = 12  # sampled patches for each of their entries; with fewer, the error looks better than it is
 _MOST = 2400  # entries that a consumer reads; time grows with the cube
 
 
@@ -100,6 +101,6 @@ def _collected(
                 if g.pointwise:
                     moments[site.name].add(rows(x, 1 if g.op == "Conv" else -1))
                 else:
-                    wanted = max(math.ceil(PER_DIMENSION * g.inputs / count), 16)
+                    wanted = max(math.ceil(_PER_DIMENSION * g.inputs / count), 16)
                     moments[site.name].add(sampled(x, g, wanted, rngs[site.name]))
     return moments
