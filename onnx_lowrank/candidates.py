@@ -141,16 +141,16 @@ def _choices(
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
 
 
-def fitting(choice: Choices, site: Site, fits: Fits) -> Choices:
+def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
     """The candidates that a repaired fit serves: separable pairs up to its rank, well conditioned pivots.
 
-    A layer can be made narrower while the fit of the site that reads it knows how.
+    A narrower layer asks for nothing: any weight can be narrowed.
     """
-    kinds, fit = {kind.name: kind for kind in KINDS}, fits[site.name]
+    kinds = {kind.name: kind for kind in KINDS}
 
     def serves(candidate: Candidate) -> bool:
         if candidate.partner is not None:
-            return fit.narrow is not None or fits[candidate.partner].narrow is not None
+            return True
         kind, rank = kinds[candidate.kind], candidate.rank
         if kind.separable:
             return fit.separable is not None and rank <= fit.separable.largest

@@ -13,7 +13,7 @@ import onnx
 from onnx_lowrank.calibration import blaming, shrunk
 from onnx_lowrank.chains import Chain
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import Array, Metric
+from onnx_lowrank.linalg import Metric
 from onnx_lowrank.moments import rows
 from onnx_lowrank.narrow import Narrow, narrowed
 from onnx_lowrank.patches import sampled
@@ -62,22 +62,19 @@ def narrow_fits(
         progress(done, len(groups))
         moments = _collected(model, folder, [c.consumer for c in group], samples, count, provider, seed)
         for chain in group:
-            site = chain.consumer
-            weight = site.weight.astype(np.float64)
-            found[site.name] = narrow_of(
-                site, chain.producer.name, weight, moments.pop(site.name), metrics.get(site.name)
-            )
+            name = chain.consumer.name
+            found[name] = _narrow(chain, moments.pop(name), metrics.get(name))
     progress(len(groups), len(groups))
     return found
 
 
-def narrow_of(site: Site, producer: str, weight: Array, moments: JointMoments, metric: Metric | None) -> Narrow:
-    """The narrow fit of a site's weight (N×K) on the moments of its input."""
-    g = site.geometry
+def _narrow(chain: Chain, moments: JointMoments, metric: Metric | None) -> Narrow:
+    site = chain.consumer
     second = moments.covariance if site.centred else moments.second
-    second = shrunk(second, moments.count, lambda: np.eye(g.inputs))
+    second = shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
+    weight = site.weight.astype(np.float64)
     weighted = weight if metric is None else metric.root @ weight
-    return narrowed(producer, weighted, second, moments.mean, math.prod(g.kernel))
+    return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
 
 
 def _collected(

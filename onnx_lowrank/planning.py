@@ -80,7 +80,7 @@ def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[D
 
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
-    left = [fitting(c, s, one.fits) for c, s in zip(choices, run.loaded.sites, strict=True)]
+    left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
     scale = one.loss / max(predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
 

@@ -22,7 +22,6 @@ from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import MOST, rows
-from onnx_lowrank.narrowing import narrow_of
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.patches import positions, unfolded
@@ -111,7 +110,7 @@ def refit(
                 moments.pop(site.name),
                 kinds[site.name],
                 loaded.metrics.get(site.name),
-                layers.get(site.name),
+                known.get(site.name),
             )
             for site in group
         }
@@ -159,8 +158,8 @@ def _pairs(
     return rows(x, axis), rows(y, -1)
 
 
-def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None, producer: str | None) -> Fit:
-    """Factors of the moved weight; on fewer channels, where it reads a narrower layer of that producer."""
+def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None, before: Fit | None) -> Fit:
+    """Factors of the moved weight; the channels of a layer keep their order, which stands on all samples."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
@@ -171,5 +170,5 @@ def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric |
         kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
         separated = separable(weighted, second, moments.mean, kernel, moments.count, decision.rank or 1)
     spectrum = factor_gram(weighted @ second @ weighted.T)
-    narrow = None if producer is None else narrow_of(site, producer, target, moments, metric)
+    narrow = None if before is None else before.narrow
     return Fit(spectrum, moments.mean_y, linear, target, separated, metric, narrow)

@@ -13,10 +13,10 @@ from onnx import helper, numpy_helper
 
 import onnx_lowrank
 from onnx_lowrank.layers import widths
-from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.refit import refit
 from onnx_lowrank.repair import repaired, replayed
-from onnx_lowrank.run import Clock, Run, start
+from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.settings import Settings
 
 INPUTS, HIDDEN = 128, 512
@@ -120,11 +120,14 @@ def test_a_refit_moves_the_site_that_reads_and_lowers_the_loss(run: Run) -> None
     assert build.SerializeToString() == dataclasses.replace(run, fits=found.fits).build(plan).SerializeToString()
 
 
-def test_a_refit_of_another_kind_leaves_no_narrow_fit(run: Run) -> None:
-    plan = tuple(dataclasses.replace(d, kind="svd", rank=32, partner=None) for d in decisions(run, 96))
-    fits = refit(run.loaded, run.settings, run.fits, plan, lambda *_: True, lambda *_: None)
-    assert all(fits[name].narrow is None for name in ("down0", "down1"))
-    assert run.fits["down0"].narrow is not None
+def test_a_refit_of_another_kind_keeps_the_order_of_the_channels(run: Run) -> None:
+    svd = tuple(dataclasses.replace(d, kind="svd", rank=32, partner=None) for d in decisions(run, 96))
+    fits = refit(run.loaded, run.settings, run.fits, svd, lambda *_: True, lambda *_: None)
+    assert fits["down0"].weight is not None
+    assert fits["down0"].narrow is run.fits["down0"].narrow
+    mixed = [Refit.of(svd, ["down0"]), Refit.of(decisions(run, 96), ["down1"])]
+    plan = Plan("", decisions(run, 96), 0.5, "cpu", 1, 0, 256, refits=tuple(mixed))
+    assert unrepaired(plan)["down0"] == ("nystrom",)
 
 
 def test_widths_are_whole_tiles_below_the_layer() -> None:
