@@ -28,7 +28,10 @@ from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique
 
 @dataclass(frozen=True)
 class Patch:
-    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`."""
+    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`.
+
+    `also` names the other sites that it rewrites.
+    """
 
     site: str
     nodes: tuple[int, ...]
@@ -36,6 +39,7 @@ class Patch:
     y: str
     fragment: Fragment
     made_by: str
+    also: tuple[str, ...] = ()
 
 
 class Graph:
@@ -132,7 +136,7 @@ class Graph:
             for old in self.protos[patch.nodes[0]].metadata_props:
                 proto.metadata_props.add(key=old.key, value=old.value)
             proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
-            proto.metadata_props.add(key="onnx_lowrank.site", value=owner)
+            proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)
         return proto
 
     def _check(self, patch: Patch) -> None:

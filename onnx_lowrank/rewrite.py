@@ -64,7 +64,7 @@ def narrow_patch(chain: Chain, fits: Fits, width: int) -> Patch:
         full[:, narrow.columns(width)],
         bias,
     )
-    return Patch(second.name, narrow_positions(chain), first.x, second.y, fragment, NYSTROM)
+    return Patch(second.name, narrow_positions(chain), first.x, second.y, fragment, NYSTROM, (first.name,))
 
 
 def dense_patch(site: Site, made_by: str) -> Patch:
