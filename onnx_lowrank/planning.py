@@ -99,7 +99,8 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
     def progress(done: int, total: int) -> None:
         run.clock("probe", done, total)
 
-    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.alone or c.timed]
+    baseline = run.settings.policy != "knapsack"
+    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.alone or (c.timed and baseline)]
     found = responses(errors, probed.loss, progress, probes=probes)
     widths = [(c.dense.node, {k.rank: k.error for k in c.candidates if k.partner}) for c in asked]
     reading = [(node, known) for node, known in widths if known and run.fits[node].narrow is not None]
