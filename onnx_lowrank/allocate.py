@@ -31,6 +31,7 @@ class Candidate:
 
     `error` is the exact relative error of the site's own output, `ms` the measured time of the fragment, `loss` the
     estimated loss of the model's outputs, `macs` multiply-adds on the timed sample, `weights` stored numbers.
+    `partner` names the site that must take the same kind and rank: the other half of a hidden layer.
     """
 
     kind: str
@@ -40,6 +41,11 @@ class Candidate:
     loss: float
     macs: int = 0
     weights: int = 0
+    partner: str | None = None
+
+
+Picks = tuple[tuple[int, Candidate], ...]
+"""What some sites become, by their index: one site and its candidate, or the two halves of a hidden layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,14 @@ class Choices:
             ms_after=candidate.ms,
             error=candidate.error,
             loss=candidate.loss,
+            why=None,
+            partner=candidate.partner,
         )
+
+    @property
+    def alone(self) -> tuple[Candidate, ...]:
+        """The candidates that ask nothing of another site."""
+        return tuple(c for c in self.candidates if c.partner is None)
 
     def stay(self) -> Decision:
         """The decision for the dense weight, with the reason that holds when another plan was chosen."""
@@ -82,43 +95,92 @@ class Choices:
 
 
 def frontier(choices: Sequence[Choices], of: Cost = "ms") -> Plans:
-    """Every plan of the Lagrangian sweep: at each price of loss in `of`, the best choice of every site.
+    """Every plan of the Lagrangian sweep: at each price of loss in `of`, the best choice of every unit.
 
-    A site's choices at falling prices are the corners of the lower convex hull of (cost, loss), so the whole
-    frontier is all hull edges of all sites, the cheapest loss per saving first.
+    A unit is a site, or the two sites of a hidden layer. Its choices at falling prices are the corners of the lower
+    convex hull of (cost, loss), so the whole frontier is all hull edges of all units, the cheapest loss per saving
+    first.
     """
     steps = []
-    for index, choice in enumerate(choices):
-        at = (choice.cost(of), 0.0)
-        for candidate in _hull(choice, of):
-            slope = (candidate.loss - at[1]) / (at[0] - getattr(candidate, of))
-            steps.append((slope, index, candidate))
-            at = (float(getattr(candidate, of)), candidate.loss)
+    for unit, options in _units(choices, of):
+        at = (sum(choices[index].cost(of) for index in unit), 0.0)
+        for option in _hull(at[0], options):
+            steps.append(((option.loss - at[1]) / (at[0] - option.cost), unit, option))
+            at = (option.cost, option.loss)
     chosen: list[Decision] = [choice.stay() for choice in choices]
     plans: Plans = []
-    for _, index, candidate in sorted(steps, key=lambda step: step[:2]):
-        chosen[index] = choices[index].become(candidate)
+    for _, unit, option in sorted(steps, key=lambda step: step[:2]):
+        picked = dict(option.picks)
+        for index in unit:
+            chosen[index] = choices[index].become(picked[index]) if index in picked else choices[index].stay()
         plans.append((predicted_loss(chosen), tuple(chosen)))
     return plans
 
 
-def _hull(choice: Choices, of: Cost) -> list[Candidate]:
-    """Candidates at the corners of the lower convex hull of (cost, loss), dense at its end; the mildest first."""
-    corners: list[Candidate] = []
-    start = (choice.cost(of), 0.0)
-    cheaper = [c for c in choice.candidates if getattr(c, of) < start[0]]
-    for candidate in sorted(cheaper, key=lambda c: (-getattr(c, of), c.loss, c.kind, c.rank)):
-        while corners and candidate.loss <= corners[-1].loss:
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """What a unit can become, with its cost and loss over all its sites."""
+
+    cost: float
+    loss: float
+    picks: Picks
+
+    @property
+    def order(self) -> tuple[float, float, list[tuple[str, int]]]:
+        return -self.cost, self.loss, [(candidate.kind, candidate.rank) for _, candidate in self.picks]
+
+
+def halves(choices: Sequence[Choices]) -> list[Picks]:
+    """Hidden layers at every width that both their sites offer, the first site first."""
+    offered = {
+        (choice.dense.node, c.partner, c.kind, c.rank): (index, c)
+        for index, choice in enumerate(choices)
+        for c in choice.candidates
+        if c.partner is not None
+    }
+    both = [
+        (offered[key], offered[back])
+        for key in offered
+        if (back := (key[1], key[0], key[2], key[3])) in offered and offered[key][0] < offered[back][0]
+    ]
+    return sorted(both, key=lambda pair: (pair[0][0], pair[0][1].rank))
+
+
+def _units(choices: Sequence[Choices], of: Cost) -> list[tuple[tuple[int, ...], list[_Option]]]:
+    """The sites, or pairs of sites, that are chosen for on their own, and what each can become."""
+
+    def option(unit: tuple[int, ...], picks: Picks) -> _Option:
+        picked = dict(picks)
+        cost = sum(float(getattr(picked[i], of)) if i in picked else choices[i].cost(of) for i in unit)
+        return _Option(cost, sum(candidate.loss for _, candidate in picks), picks)
+
+    single = [[option((i,), ((i, c),)) for c in choice.alone] for i, choice in enumerate(choices)]
+    pairs: dict[tuple[int, ...], list[_Option]] = {}
+    for picks in halves(choices):
+        unit = (picks[0][0], picks[1][0])
+        pairs.setdefault(unit, []).append(option(unit, picks))
+    for (i, j), options in pairs.items():
+        corners = [[(), *(o.picks for o in _hull(choices[k].cost(of), single[k]))] for k in (i, j)]
+        options.extend(option((i, j), (*first, *second)) for first in corners[0] for second in corners[1])
+    paired = {index for unit in pairs for index in unit}
+    alone = [((i,), options) for i, options in enumerate(single) if i not in paired]
+    return sorted([*alone, *pairs.items()], key=lambda unit: unit[0])
+
+
+def _hull(start: float, options: Sequence[_Option]) -> list[_Option]:
+    """Options at the corners of the lower convex hull of (cost, loss), dense (`start`, 0) at its end; mildest first."""
+    corners: list[_Option] = []
+    for here in sorted((o for o in options if o.cost < start), key=lambda o: o.order):
+        while corners and here.loss <= corners[-1].loss:
             corners.pop()
         while corners:
-            before = (getattr(corners[-2], of), corners[-2].loss) if len(corners) > 1 else start
-            last = (getattr(corners[-1], of), corners[-1].loss)
-            here = (getattr(candidate, of), candidate.loss)
-            if (last[1] - before[1]) * (before[0] - here[0]) < (here[1] - before[1]) * (before[0] - last[0]):
+            before = (corners[-2].cost, corners[-2].loss) if len(corners) > 1 else (start, 0.0)
+            last = corners[-1]
+            if (last.loss - before[1]) * (before[0] - here.cost) < (here.loss - before[1]) * (before[0] - last.cost):
                 break
             corners.pop()
-        if not corners or getattr(candidate, of) < getattr(corners[-1], of):
-            corners.append(candidate)
+        if not corners or here.cost < corners[-1].cost:
+            corners.append(here)
     return corners
 
 
@@ -139,29 +201,28 @@ def settle(
 
     None when no plan is within the limit. Ties and gaps below 0.1 % are left as the solver finds them.
     """
-    options: list[tuple[int, Candidate | None]] = []
+    options: list[Picks | int] = []
     for index, choice in enumerate(choices):
-        options.append((index, None))
-        options.extend((index, candidate) for candidate in choice.candidates)
+        options.append(index)
+        options.extend(((index, candidate),) for candidate in choice.alone)
+    options.extend(halves(choices))
 
     def sums(of: Cost | Literal["loss"]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        def value(index: int, candidate: Candidate | None) -> float:
-            if candidate is not None:
-                return float(getattr(candidate, of))
-            return 0.0 if of == "loss" else choices[index].cost(of)
+        def value(option: Picks | int) -> float:
+            if isinstance(option, int):
+                return 0.0 if of == "loss" else choices[option].cost(of)
+            return sum(float(getattr(candidate, of)) for _, candidate in option)
 
-        return np.array([value(*option) for option in options])
+        return np.array([value(option) for option in options])
 
     goal, bound = sums(least), sums(limited)
-    site = np.array([index for index, _ in options])
-    once = scipy.sparse.csr_array((np.ones(len(options)), (site, np.arange(len(options)))))
     scale = max(abs(limit), 1e-12)
     found = scipy.optimize.milp(
         goal / max(goal.max(), 1e-12),
         integrality=np.ones(len(options), np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
         constraints=[
-            scipy.optimize.LinearConstraint(once, 1, 1),
+            scipy.optimize.LinearConstraint(_once(options), 1, 1),
             scipy.optimize.LinearConstraint((bound / scale)[None, :], -np.inf, limit / scale),
         ],
         options={"mip_rel_gap": 1e-3, "time_limit": _MILP_SECONDS},
@@ -169,7 +230,19 @@ def settle(
     if found.x is None:
         return None
     chosen = [choice.stay() for choice in choices]
-    for taken, (index, candidate) in zip(found.x, options, strict=True):
-        if taken > 0.5 and candidate is not None:
-            chosen[index] = choices[index].become(candidate)
+    for taken, option in zip(found.x, options, strict=True):
+        if taken > 0.5 and not isinstance(option, int):
+            for index, candidate in option:
+                chosen[index] = choices[index].become(candidate)
     return tuple(chosen)
+
+
+def _once(options: Sequence[Picks | int]) -> scipy.sparse.csr_array:
+    """One row for every site: the options that decide it, one of which is taken."""
+    decided = [
+        (index, column)
+        for column, option in enumerate(options)
+        for index in ([option] if isinstance(option, int) else [site for site, _ in option])
+    ]
+    sites, columns = zip(*decided, strict=True)
+    return scipy.sparse.csr_array((np.ones(len(decided)), (sites, columns)))

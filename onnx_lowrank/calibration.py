@@ -15,6 +15,7 @@ from onnx_lowrank.errors import DataError
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_input
 from onnx_lowrank.moments import Moments, rows
+from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.sites import Site
@@ -35,6 +36,7 @@ class Fit:
         weight: N×K, what the factors approximate; None is the site's own weight.
         separable: the separable approximations of a 2-D convolution, where they were asked for.
         metric: in which both are best; None is the plain one.
+        narrow: the same site on fewer channels of the layer that it reads, where it may be made narrower.
     """
 
     factorization: Factorization
@@ -43,6 +45,7 @@ class Fit:
     weight: Array | None = None
     separable: Separable | None = None
     metric: Metric | None = None
+    narrow: Narrow | None = None
 
     def left(self, rank: int) -> Array:
         """The left factor at a rank, N×r."""
@@ -119,17 +122,22 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     if site.tap == "output":
-        gram = _shrunk(second, moments.count, lambda: weight @ weight.T)
+        gram = shrunk(second, moments.count, lambda: weight @ weight.T)
         spectrum = factor_gram(gram if metric is None else metric.root @ gram @ metric.root)
         return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, metric=metric)
-    identity = _shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
+    identity = shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
     linear = weight @ moments.mean
     spectrum = factor_input(weight if metric is None else metric.root @ weight, identity)
     return Fit(spectrum, linear + site.bias_vector, linear, metric=metric)
 
 
-def _shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
-    """Shrink towards white inputs where positions are few (ALGORITHMS §1): below 4 per dimension."""
+def shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
+    """Shrink a second moment towards that of white inputs where positions are few: below 4 per dimension.
+
+    Args:
+        second: of `count` vectors.
+        target: second moment of white inputs, at any scale.
+    """
     width = len(second)
     if count >= 4 * width:
         return second
@@ -160,3 +168,19 @@ def fitted(site: Site, fit: Fit, rank: int, *, separable: bool = False) -> tuple
     if fit.metric is not None:
         read = read @ fit.metric.root
     return left, read @ weight, correct_bias(left, read, fit.linear, fit.mean) if site.centred else bias
+
+
+def narrow_fit(site: Site, fit: Fit, width: int) -> tuple[Array, Array]:
+    """Weight (N×K, columns of channels that go are zero) and corrected bias (N) of a site at a width.
+
+    Raises:
+        ValueError: a site that reads no layer that may be made narrower.
+    """
+    if fit.narrow is None:
+        raise ValueError(f"site {site.name} has no narrow fit")
+    weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
+    full = fit.narrow.scattered(weight, width)
+    if not site.centred:
+        return full, site.bias_vector
+    # Not `fit.mean - full μ`: μ may be of sampled patches, and the mean of the output of all positions.
+    return full, fit.mean - fit.linear + (weight - full) @ fit.narrow.mean

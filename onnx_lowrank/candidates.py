@@ -24,7 +24,9 @@ from onnx_lowrank.staircase import TILE, rank_grid, refine, right_edges
 MAX_ERROR = 0.5
 """A site that loses half of its output's variance is never worth timing."""
 
-_MARGIN = 0.02  # beyond the noise by which a candidate must beat dense
+MARGIN = 0.02
+"""Fraction beyond the noise by which a candidate must beat dense."""
+
 _REFINEMENTS = 2
 
 Ranks = dict[str, set[int]]
@@ -133,17 +135,22 @@ def _choices(
             error, cost = fit.relative(rank, separable=kinds[name].separable), kinds[name].cost(geometry, rank)
             candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
             timed.append(candidate)
-            quick = rank in edges and time < ms[DENSE] * (1 - noise - _MARGIN)
+            quick = rank in edges and time < ms[DENSE] * (1 - noise - MARGIN)
             if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.left(rank)):
                 faster.append(candidate)
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
 
 
 def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
-    """The candidates that a repaired fit serves: separable pairs up to its rank, well conditioned pivots."""
+    """The candidates that a repaired fit serves: separable pairs up to its rank, well conditioned pivots.
+
+    A narrower layer asks for nothing: any weight can be narrowed.
+    """
     kinds = {kind.name: kind for kind in KINDS}
 
     def serves(candidate: Candidate) -> bool:
+        if candidate.partner is not None:
+            return True
         kind, rank = kinds[candidate.kind], candidate.rank
         if kind.separable:
             return fit.separable is not None and rank <= fit.separable.largest

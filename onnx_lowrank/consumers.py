@@ -10,13 +10,15 @@ import onnx
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.sites import Site
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     [
         *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "FastGelu", "QuickGelu", "ThresholdedRelu", "Mish"),
         *("Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Erf", "Exp", "Sqrt", "Pow"),
         *("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Identity", "Dropout"),
     ]
 )
+"""Operators that treat every element alone, where the other operands are constants."""
+
 _CHANNELWISE = frozenset(("MaxPool", "AveragePool"))
 
 
@@ -47,7 +49,7 @@ def readers(graph: Graph, site: Site, sites: Mapping[int, Site]) -> tuple[Reader
         for position in dict.fromkeys(positions):
             consumer, node = sites.get(position), graph.protos[position]
             if consumer is not None:
-                if consumer.x != tensor or not _aligned(site, consumer):
+                if consumer.x != tensor or not aligned(site, consumer):
                     return ()
                 found.append(Reader(consumer, image[tensor]))
                 continue
@@ -65,7 +67,7 @@ def _image(node: onnx.NodeProto, tensor: str, image: str, site: Site) -> str | N
     """The elementwise image after a node; None when the node does more than that."""
     if sum(bool(output) for output in node.output) != 1:
         return None
-    if node.op_type in _ELEMENTWISE and image == tensor:
+    if node.op_type in ELEMENTWISE and image == tensor:
         return str(node.output[0])
     return image if node.op_type in _CHANNELWISE and site.geometry.op == "Conv" else None
 
@@ -77,7 +79,7 @@ def _alone(graph: Graph, node: onnx.NodeProto, image: Mapping[str, str]) -> bool
     return all(value is not None and value.size == 1 for value in values)
 
 
-def _aligned(site: Site, consumer: Site) -> bool:
+def aligned(site: Site, consumer: Site) -> bool:
     """Whether the output's channels are the channels that the consumer sums over."""
     mine, theirs = site.geometry, consumer.geometry
     if mine.op == "Conv" or theirs.op == "Conv":

@@ -19,13 +19,17 @@ X, Y = "x", "y"
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One node of a fragment; `name` is its part of the node's name (`conv3/down`), inputs and output are local."""
+    """One node of a fragment; `name` is its part of the node's name (`conv3/down`), inputs and output are local.
+
+    `owner` is the other part, where that is not the site of the patch.
+    """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     output: str
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    owner: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,10 @@ from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique
 
 @dataclass(frozen=True)
 class Patch:
-    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`."""
+    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`.
+
+    `also` names the other sites that it rewrites.
+    """
 
     site: str
     nodes: tuple[int, ...]
@@ -36,6 +39,7 @@ class Patch:
     y: str
     fragment: Fragment
     made_by: str
+    also: tuple[str, ...] = ()
 
 
 class Graph:
@@ -114,7 +118,7 @@ class Graph:
         made = []
         for op in patch.fragment.ops:
             if op.output != Y:
-                names[op.output] = self.fresh(f"{patch.site}/{op.output}")
+                names[op.output] = self.fresh(f"{op.owner or patch.site}/{op.output}")
                 tensors[op.output] = gs.Variable(names[op.output])
             made.append(self._make(op, patch, names, tensors))
         self._new[max(patch.nodes)] = made
@@ -122,7 +126,8 @@ class Graph:
         return names
 
     def _make(self, op: Any, patch: Patch, names: dict[str, str], tensors: dict[str, Any]) -> onnx.NodeProto:
-        name = self.fresh(f"{patch.site}/{op.name}")
+        owner = op.owner or patch.site
+        name = self.fresh(f"{owner}/{op.name}")
         node = gs.Node(op.op, name, inputs=[tensors[i] for i in op.inputs], outputs=[tensors[op.output]])
         self._surgeon.nodes.append(node)
         self._position[id(node)] = max(patch.nodes)
@@ -131,7 +136,7 @@ class Graph:
             for old in self.protos[patch.nodes[0]].metadata_props:
                 proto.metadata_props.add(key=old.key, value=old.value)
             proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
-            proto.metadata_props.add(key="onnx_lowrank.site", value=patch.site)
+            proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)
         return proto
 
     def _check(self, patch: Patch) -> None:

@@ -36,7 +36,8 @@ _ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 2.0
 def fragment_model(fragment: Fragment, geometry: Geometry) -> onnx.ModelProto:
     """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it."""
     nodes = [
-        helper.make_node(op.op, list(op.inputs), [op.output], name=op.name, **op.attributes) for op in fragment.ops
+        helper.make_node(op.op, list(op.inputs), [op.output], name=f"{op.owner}{op.name}", **op.attributes)
+        for op in fragment.ops
     ]
     out = Y
     if geometry.then:

@@ -17,6 +17,7 @@ SCHEMA = 2
 class Decision:
     """What becomes of one site: a kind at a rank, or the reason why it keeps its weight.
 
+    `partner` is the other site of a hidden layer that becomes narrower (kind `nystrom`, where the rank is its width);
     `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
     what it was estimated to cost the model's outputs.
     """
@@ -31,10 +32,12 @@ class Decision:
     ms_after: float | None = None
     error: float | None = None
     loss: float | None = None
+    partner: str | None = None
 
     def keep(self, why: Why) -> Decision:
         """The same site, kept dense for a reason."""
-        return dataclasses.replace(self, kind=None, rank=None, why=why, ms_after=self.ms_before, error=None, loss=None)
+        dense = Decision(self.node, self.op, self.shape, why=why, ms_before=self.ms_before)
+        return dataclasses.replace(dense, ms_after=self.ms_before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +102,9 @@ class Plan:
         return tuple(d for d in self.decisions if d.kind is not None)
 
     def giving_back(self, nodes: Iterable[str]) -> Plan:
-        """The same plan with some sites kept dense."""
+        """The same plan with some sites kept dense, and the other sites of their narrower layers too."""
         names = set(nodes)
+        names |= {d.partner for d in self.decisions if d.node in names and d.partner}
         changed = (d.keep(Why.GIVEN_BACK) if d.node in names and d.kind else d for d in self.decisions)
         return dataclasses.replace(self, decisions=tuple(changed))
 

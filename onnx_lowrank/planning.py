@@ -12,6 +12,7 @@ import scipy.linalg
 from onnx_lowrank import insitu, measure
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
 from onnx_lowrank.candidates import fitting, measured_choices
+from onnx_lowrank.layers import with_layers
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
@@ -32,7 +33,7 @@ _POLISH_ROUNDS = 2
 def choose(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times and estimated losses."""
     choices = measured_choices(run.loaded, run.fits, run.table, run.settings, run.clock)
-    return _with_losses(run, choices)
+    return _with_losses(run, with_layers(run.loaded, run.fits, run.table, choices, run.clock))
 
 
 def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
@@ -94,24 +95,32 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
     probes = 2 if macs * 2 * len(asked) * samples <= 2 * _PROBE_MACS else 1
     names = {c.dense.node for c in asked}
     probed = Probes(run.loaded, [s for s in run.loaded.sites if s.name in names], run.fits, run.settings, samples)
-    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked]
-    found = responses(errors, probed.loss, lambda done, total: run.clock("probe", done, total), probes=probes)
+
+    def progress(done: int, total: int) -> None:
+        run.clock("probe", done, total)
+
+    baseline = run.settings.policy != "knapsack"
+    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.alone or (c.timed and baseline)]
+    found = responses(errors, probed.loss, progress, probes=probes)
+    widths = [(c.dense.node, {k.rank: k.error for k in c.candidates if k.partner}) for c in asked]
+    reading = [(node, known) for node, known in widths if known and run.fits[node].narrow is not None]
+    layers = responses(reading, probed.narrow_loss, progress, probes=probes)
     run.probes = {
         "sites": len(asked),
-        "runs": samples * sum(len(r.points) for r in found.values()),
+        "runs": samples * sum(len(r.points) for r in (*found.values(), *layers.values())),
         "samples": samples,
-        "not_linear": sorted(node for node, r in found.items() if not r.linear),
+        "not_linear": sorted({node for known in (found, layers) for node, r in known.items() if not r.linear}),
     }
 
     def weighted(node: str, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-        return tuple(dataclasses.replace(c, loss=found[node].loss(c.error)) for c in candidates)
+        known = {False: found.get(node), True: layers.get(node)}
+        estimated = [(c, known[c.partner is not None]) for c in candidates]
+        return tuple(c if r is None else dataclasses.replace(c, loss=r.loss(c.error)) for c, r in estimated)
 
     return [
         dataclasses.replace(
             c, candidates=weighted(c.dense.node, c.candidates), timed=weighted(c.dense.node, c.timed)
         )
-        if c.dense.node in found
-        else c
         for c in choices
     ]  # fmt: skip
 
@@ -119,7 +128,7 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
 def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
     """Local error by rank of the best low-rank map, over the range of errors that the site's candidates have."""
     spectrum = run.fits[choice.dense.node].factorization
-    limit = max(k.error for k in choice.candidates or choice.timed)
+    limit = max(k.error for k in choice.alone or choice.timed)
     ranks = range(1, min(choice.dense.shape))
     errors = {rank: spectrum.relative(rank) for rank in ranks}
     most = max(limit, min(errors.values(), default=0.0))

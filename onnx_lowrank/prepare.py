@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx_lowrank import synthetic
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
+from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.consumers import readers
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
@@ -21,7 +22,10 @@ from onnx_lowrank.importance import output_metrics
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.moments import MOST
+from onnx_lowrank.narrow import Narrow
+from onnx_lowrank.narrowing import fits_in, narrow_fits
 from onnx_lowrank.passes import KINDS
+from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
 from onnx_lowrank.separable import Separable
@@ -174,11 +178,13 @@ def calibrate(
     )
     allowed = {site.name: settings.kinds if decided is None else decided[site.name] for site in sites}
     separated = _separated(loaded, sites, allowed, settings, progress)
+    narrow = _narrow(loaded, allowed, settings, progress)
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
         fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
-        fits[site.name] = dataclasses.replace(fit, separable=separated.get(site.name))
+        name = site.name
+        fits[name] = dataclasses.replace(fit, separable=separated.get(name), narrow=narrow.get(name))
     progress("factor", len(sites), len(sites))
     return fits
 
@@ -212,4 +218,25 @@ def _separated(
         seed=settings.seed,
         metrics=loaded.metrics,
         progress=lambda done, total: progress("unfold", done, total),
+    )
+
+
+def _narrow(
+    loaded: Loaded, allowed: Mapping[str, Sequence[str]], settings: Settings, progress: Progress
+) -> dict[str, Narrow]:
+    """Narrow fits of the consumers that may read fewer channels; which layers these are depends on the sites alone."""
+    chains = [c for c in disjoint_chains(loaded.graph, loaded.sites) if fits_in(c)]
+    chains = [c for c in chains if NYSTROM in allowed.get(c.consumer.name, ())]
+    if not chains or settings.policy != "knapsack":  # the baselines do not know it
+        return {}
+    return narrow_fits(
+        loaded.file.model,
+        loaded.file.folder,
+        chains,
+        loaded.calibration,
+        bytes_of=lambda site: 4 * max(math.prod(shape) for shape in loaded.runs[0][site.nodes[0]].input_shapes),
+        provider=settings.provider,
+        seed=settings.seed,
+        metrics=loaded.metrics,
+        progress=lambda done, total: progress("narrow", done, total),
     )

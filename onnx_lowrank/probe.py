@@ -9,8 +9,9 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.calibration import Fits, fitted
+from onnx_lowrank.calibration import Fits, fitted, narrow_fit
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.linalg import Array
 from onnx_lowrank.metrics import RelativeLoss
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.prepare import Loaded
@@ -46,7 +47,15 @@ class Probes:
         """Loss of the outputs when one site is the best approximation of that rank."""
         site, fit = self._sites[node], self._fits[node]
         left, right, bias = fitted(site, fit, rank)
-        fragment = dense_fragment(site.geometry, left @ right, bias)
+        return self._loss(site, left @ right, bias)
+
+    def narrow_loss(self, node: str, width: int) -> float:
+        """Loss of the outputs when one site reads the best so many channels of a hidden layer."""
+        site, fit = self._sites[node], self._fits[node]
+        return self._loss(site, *narrow_fit(site, fit, width))
+
+    def _loss(self, site: Site, weight: Array, bias: Array) -> float:
+        node, fragment = site.name, dense_fragment(site.geometry, weight, bias)
         fed: dict[str, npt.NDArray[Any]] = {
             self._names[node][local]: array for local, array in fragment.constants.items()
         }

@@ -18,10 +18,12 @@ import numpy as np
 
 from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
+from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import MOST, rows
 from onnx_lowrank.passes import KINDS
+from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.patches import positions, unfolded
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import Loaded
@@ -94,19 +96,27 @@ def refit(
     known = dict(fits)
     count = sum(1 for _ in loaded.calibration)
     passes, samples = effort(measure.multiply_adds(dict(loaded.runs[0])), count)
-    order = groups(loaded.sites, decisions, passes)
     kinds = {d.node: d for d in decisions if d.kind}
+    layers = {c.consumer.name: c.producer.name for c in disjoint_chains(loaded.graph, loaded.sites)}
+    layers = {name: producer for name, producer in layers.items() if name in kinds and kinds[name].kind == NYSTROM}
+    order = groups([site for site in loaded.sites if site.name not in layers.values()], decisions, passes)
     done: list[Decision] = []
     for index, group in enumerate(order):
         progress(index, len(order))
         moments = _joint(loaded, settings, known, done, group, samples)
         fresh = {
-            site.name: _fit(site, moments.pop(site.name), kinds[site.name], loaded.metrics.get(site.name))
+            site.name: _fit(
+                site,
+                moments.pop(site.name),
+                kinds[site.name],
+                loaded.metrics.get(site.name),
+                known.get(site.name),
+            )
             for site in group
         }
         if keep(group, {**known, **fresh}):
             known |= fresh
-        done += [kinds[site.name] for site in group]
+        done += [kinds[name] for s in group for name in (s.name, layers.get(s.name)) if name is not None]
     progress(len(order), len(order))
     return known
 
@@ -148,16 +158,17 @@ def _pairs(
     return rows(x, axis), rows(y, -1)
 
 
-def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None) -> Fit:
+def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None, before: Fit | None) -> Fit:
+    """Factors of the moved weight; the channels of a layer keep their order, which stands on all samples."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
     linear = target @ moments.mean
     weighted = target if metric is None else metric.root @ target
     separated = None
-    kind = next(kind for kind in KINDS if kind.name == decision.kind)
-    if kind.separable:
+    if any(kind.separable for kind in KINDS if kind.name == decision.kind):
         kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
         separated = separable(weighted, second, moments.mean, kernel, moments.count, decision.rank or 1)
     spectrum = factor_gram(weighted @ second @ weighted.T)
-    return Fit(spectrum, moments.mean_y, linear, target, separated, metric)
+    narrow = None if before is None else before.narrow
+    return Fit(spectrum, moments.mean_y, linear, target, separated, metric, narrow)

@@ -7,26 +7,64 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 
-from onnx_lowrank.calibration import Fits, fitted
-from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.calibration import Fits, fitted, narrow_fit
+from onnx_lowrank.chains import Chain, chain_after
+from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import ModelFile
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
+from onnx_lowrank.passes.nystrom import NYSTROM, narrow_layer, narrow_positions
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Site
 
 
-def patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
-    """One patch for every decision that changes a site."""
+def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
+    """One patch for every decision that changes a site; the two sites of a narrower layer share one.
+
+    Args:
+        graph: before the first of them.
+    """
     by_name = {site.name: site for site in sites}
     kinds = {kind.name: kind for kind in KINDS}
+    yield from _narrow_patches(graph, sites, fits, [d for d in decisions if d.kind == NYSTROM])
     for decision in decisions:
-        if decision.kind is None or decision.rank is None:
+        if decision.kind in (None, NYSTROM) or decision.rank is None:
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
         fragment = kind.build(site.geometry, *fitted(site, fit, decision.rank, separable=kind.separable))
         yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
+
+
+def _narrow_patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
+    by_name, at = {site.name: site for site in sites}, {site.nodes[0]: site for site in sites}
+    widths = {d.node: d.rank or 0 for d in decisions}
+    read = {name: fits[name].narrow for name in widths if name in fits}
+    pairs = {name: narrow.producer for name, narrow in read.items() if narrow is not None}
+    if sorted(widths) != sorted([*pairs, *pairs.values()]) or any(widths[a] != widths[b] for a, b in pairs.items()):
+        raise PassError(f"{NYSTROM}: a site was to become narrower without the other one of its layer")
+    for consumer, producer in pairs.items():
+        chain = chain_after(graph, by_name[producer], at)
+        if not isinstance(chain, Chain) or chain.consumer.name != consumer:
+            raise PassError(f"{NYSTROM} at {consumer}: what it reads is not the channels of {producer} alone")
+        yield narrow_patch(chain, fits, widths[consumer])
+
+
+def narrow_patch(chain: Chain, fits: Fits, width: int) -> Patch:
+    """Both sites of a layer and what lies between them, at a width."""
+    first, second = chain.producer, chain.consumer
+    full, bias = narrow_fit(second, fits[second.name], width)
+    narrow = fits[second.name].narrow
+    assert narrow is not None
+    fragment = narrow_layer(
+        chain,
+        narrow.kept(width),
+        first.weight.astype(np.float64),
+        first.bias_vector,
+        full[:, narrow.columns(width)],
+        bias,
+    )
+    return Patch(second.name, narrow_positions(chain), first.x, second.y, fragment, NYSTROM, (first.name,))
 
 
 def dense_patch(site: Site, made_by: str) -> Patch:
@@ -42,7 +80,7 @@ def rewritten(file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Seq
         PassError: a patch that would break the graph.
     """
     graph = Graph(file.model, file.folder)
-    for patch in patches(sites, fits, decisions):
+    for patch in patches(graph, sites, fits, decisions):
         graph.apply(patch)
     return graph.commit()
 
@@ -67,6 +105,19 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
             raise SettingsError(
                 f"node '{decision.node}' is {shape[0]} {shape[1][0]}×{shape[1][1]} here, but {wanted} in the plan"
             )
+        if decision.kind == NYSTROM:
+            _check_pair(decision, decisions)
+            continue
         kind, here = kinds.get(decision.kind), geometry[decision.node]
         if kind is None or not kind.applies(here) or decision.rank > kind.max_rank(here):
             raise SettingsError(f"node '{decision.node}' cannot become {decision.kind} at rank {decision.rank}")
+
+
+def _check_pair(decision: Decision, decisions: Sequence[Decision]) -> None:
+    """Both sites of a narrower layer name each other and have one width."""
+    back = [d for d in decisions if d.node == decision.partner]
+    if not back or (back[0].kind, back[0].rank, back[0].partner) != (NYSTROM, decision.rank, decision.node):
+        raise SettingsError(
+            f"node '{decision.node}' is {NYSTROM} {decision.rank} in the plan, but its partner "
+            f"'{decision.partner}' is not; make the plan again"
+        )

@@ -13,6 +13,7 @@ import onnx
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.metrics import new_loss
+from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.prepare import Loaded, Progress, calibrate, load, with_metrics
 from onnx_lowrank.rewrite import check_matches, rewritten
@@ -102,12 +103,15 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
 
 
 def unrepaired(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """The kinds by node whose fits on the original's activations a replay uses: before a repair, or without one."""
+    """The kinds by node whose fits on the original's activations a replay uses: before a repair, or without one.
+
+    The order of a layer's channels stays that of the original's activations.
+    """
     used: dict[str, set[str]] = {}
     kept: set[str] = set()
     for decisions, repaired in (*((r.plan(plan.decisions), r.kept) for r in plan.refits), (plan.decisions, ())):
         kept.update(repaired)
         for d in decisions:
-            if d.kind and d.node not in kept:
+            if d.kind and (d.node not in kept or d.kind == NYSTROM):
                 used.setdefault(d.node, set()).add(d.kind)
     return {node: tuple(sorted(kinds)) for node, kinds in used.items()}

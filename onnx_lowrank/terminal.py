@@ -32,6 +32,8 @@ _STAGES = {
     "calibrate": "calibrate",
     "weigh": "see which errors matter to later sites",
     "unfold": "fit separable kernels",
+    "narrow": "order hidden channels",
+    "layers": "time hidden layers",
     "factor": "factor",
     "reference": "run the original on held-out samples",
     "measure": "measure ranks",

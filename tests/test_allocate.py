@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -92,3 +93,73 @@ def test_dense_keeps_its_reason() -> None:
 def test_the_frontier_can_be_one_of_multiply_adds() -> None:
     sites = [site("a", 1.0, [(0.5, 0.3)])]
     assert [d[0].rank for _, d in frontier(sites, "macs")] == [1]
+
+
+def layered(sites: list[Choices], first: int, second: int, widths: list[tuple[float, float, float]]) -> list[Choices]:
+    """The same sites, two of them with the halves of a layer: (share of the first's time, of the second's, loss)."""
+    found = list(sites)
+    for index, other, producer in ((first, second, True), (second, first, False)):
+        choice, dense = sites[index], sites[index].cost("ms")
+        more = tuple(
+            Candidate("nystrom", rank + 1, 0.0 if producer else loss, dense * (one if producer else two),
+                      0.0 if producer else loss, partner=sites[other].dense.node)
+            for rank, (one, two, loss) in enumerate(widths)
+        )  # fmt: skip
+        found[index] = dataclasses.replace(choice, candidates=(*choice.candidates, *more))
+    return found
+
+
+shares = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.1, 0.95), st.floats(0.001, 1.0)), min_size=1, max_size=3)
+paired = st.tuples(problems.filter(lambda sites: len(sites) > 1), shares).map(
+    lambda drawn: layered(drawn[0], 0, len(drawn[0]) - 1, drawn[1])
+)
+
+
+def whole(decisions: tuple[Decision, ...]) -> bool:
+    """Whether every half of a layer has its other half, at the same width."""
+    by_name = {d.node: d for d in decisions}
+    halves = [(d, by_name[d.partner]) for d in decisions if d.partner]
+    return all((d.kind, d.rank, d.node) == (other.kind, other.rank, other.partner) for d, other in halves)
+
+
+def brute_paired(sites: list[Choices], limit: float) -> float:
+    best = np.inf
+    for chosen in itertools.product(*[(None, *c.candidates) for c in sites]):
+        decisions = tuple(c.become(k) if k else c.stay() for c, k in zip(sites, chosen, strict=True))
+        if whole(decisions) and predicted_loss(decisions) <= limit:
+            best = min(best, total_ms(sites, decisions))
+    return float(best)
+
+
+@given(paired, st.floats(0.0, 2.0))
+def test_both_halves_of_a_layer_are_chosen_or_none(sites: list[Choices], limit: float) -> None:
+    found = settle(sites, least="ms", limited="loss", limit=limit)
+    assert found is not None
+    assert whole(found)
+    assert predicted_loss(found) <= limit + 1e-6
+    assert total_ms(sites, found) <= brute_paired(sites, limit) * 1.002 + 1e-6
+
+
+@given(paired)
+def test_the_frontier_is_best_with_layers_too(sites: list[Choices]) -> None:
+    plans = frontier(sites)
+    for loss, decisions in plans:
+        assert whole(decisions)
+        assert loss == pytest.approx(predicted_loss(decisions))
+        assert total_ms(sites, decisions) <= brute_paired(sites, loss * (1 + 1e-9) + 1e-12) + 1e-9
+
+
+def test_a_layer_takes_the_place_of_what_its_sites_had_become() -> None:
+    sites = layered([site("a", 1.0, [(0.9, 0.001)]), site("b", 1.0, [])], 0, 1, [(0.3, 0.3, 0.1)])
+    (_, mild), (_, far) = frontier(sites)
+    assert [(d.kind, d.rank) for d in mild] == [("svd", 1), (None, None)]
+    assert [(d.kind, d.rank, d.partner) for d in far] == [("nystrom", 1, "b"), ("nystrom", 1, "a")]
+
+
+def test_a_half_without_its_other_half_is_not_chosen() -> None:
+    both = layered([site("a", 1.0, []), site("b", 1.0, [])], 0, 1, [(0.3, 0.3, 0.1)])
+    sites = [both[0], dataclasses.replace(both[1], candidates=())]
+    assert frontier(sites) == []
+    found = settle(sites, least="ms", limited="loss", limit=1.0)
+    assert found is not None
+    assert not any(d.kind for d in found)

@@ -82,3 +82,14 @@ def test_what_is_no_plan_is_refused_in_one_line(text: str) -> None:
         Plan.from_json(text, "p.json")
     assert str(caught.value).startswith("p.json: ")
     assert "\n" not in str(caught.value)
+
+
+def test_both_sites_of_a_layer_are_given_back_together() -> None:
+    layer = [
+        Decision("up", "MatMul", (8, 4), "nystrom", 6, partner="down"),
+        Decision("down", "MatMul", (4, 8), "nystrom", 6, partner="up"),
+        Decision("other", "MatMul", (8, 8), "svd", 2),
+    ]
+    for node in ("up", "down"):
+        plan = dataclasses.replace(PLAN, decisions=tuple(layer)).giving_back([node])
+        assert [(d.kind, d.partner) for d in plan.decisions] == [(None, None), (None, None), ("svd", None)]

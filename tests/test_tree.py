@@ -25,6 +25,7 @@ LEVELS: Final[dict[str, int]] = {
     "grouping": 1,
     "linalg": 1,
     "moments": 1,
+    "narrow": 1,
     "patches": 1,
     "regression": 1,
     "separable": 1,
@@ -48,6 +49,7 @@ LEVELS: Final[dict[str, int]] = {
     # what measures
     "cache": 4,
     "calibration": 4,
+    "chains": 4,
     "consumers": 4,
     "data": 4,
     "importance": 4,
@@ -56,6 +58,7 @@ LEVELS: Final[dict[str, int]] = {
     "loaders": 4,
     "measure": 4,
     "metrics": 4,
+    "narrowing": 4,
     "sensitivity": 4,
     "synthetic": 4,
     "tables": 4,
@@ -67,6 +70,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.dense": 5,
     "passes.fold": 5,
     "passes.linear": 5,
+    "passes.nystrom": 5,
     "passes.pivot": 5,
     "passes.spatial": 5,
     "passes.survey": 5,
@@ -75,6 +79,7 @@ LEVELS: Final[dict[str, int]] = {
     "candidates": 6,
     "compare": 6,
     "insitu": 6,
+    "layers": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
@@ -117,7 +122,7 @@ LEVELS: Final[dict[str, int]] = {
 """Every module without its `onnx_lowrank.`; '' is the facade."""
 
 SHARED_BY_PASSES: Final = {
-    "passes.linear": {"passes.dense", "passes.pivot", "passes.svd"},
+    "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.fold": {"passes.survey"},
     "passes.conv_svd": {"passes"},

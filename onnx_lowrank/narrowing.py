@@ -1,0 +1,103 @@
+"""Narrow fits: second moments of the layers between two sites, a group of layers a run."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_lowrank.calibration import blaming, shrunk
+from onnx_lowrank.chains import Chain
+from onnx_lowrank.grouping import grouped
+from onnx_lowrank.linalg import Metric
+from onnx_lowrank.moments import rows
+from onnx_lowrank.narrow import Narrow, narrowed
+from onnx_lowrank.patches import sampled
+from onnx_lowrank.regression import JointMoments
+from onnx_lowrank.runtime import Feed, Session, with_outputs
+from onnx_lowrank.sites import Site
+
+_GROUP_BYTES = 512 << 20
+_PER_DIMENSION = 12  # sampled patches for each of their entries; with fewer, the error looks better than it is
+_MOST = 2400  # entries that a consumer reads; time grows with the cube
+
+
+def fits_in(chain: Chain) -> bool:
+    """Whether the layer's second moment is small enough, and its patches can be taken."""
+    g = chain.consumer.geometry
+    return g.inputs <= _MOST and (g.pointwise or len(g.kernel) == 2)
+
+
+def narrow_fits(
+    model: onnx.ModelProto,
+    folder: Path,
+    chains: Sequence[Chain],
+    samples: Iterable[Feed],
+    *,
+    bytes_of: Callable[[Site], int],
+    provider: str,
+    seed: int,
+    metrics: Mapping[str, Metric],
+    progress: Callable[[int, int], None],
+) -> dict[str, Narrow]:
+    """Narrow fits of the consumers, by name.
+
+    Args:
+        bytes_of: size of a site's input for one sample.
+        metrics: by name, of the outputs that have one.
+        progress: called with (groups done, groups).
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
+    count = max(sum(1 for _ in samples), 1)
+    size = _GROUP_BYTES
+    groups = list(grouped(chains, lambda c: bytes_of(c.consumer) + 16 * c.consumer.geometry.inputs**2, size))
+    found: dict[str, Narrow] = {}
+    for done, group in enumerate(groups):
+        progress(done, len(groups))
+        moments = _collected(model, folder, [c.consumer for c in group], samples, count, provider, seed)
+        for chain in group:
+            name = chain.consumer.name
+            found[name] = _narrow(chain, moments.pop(name), metrics.get(name))
+    progress(len(groups), len(groups))
+    return found
+
+
+def _narrow(chain: Chain, moments: JointMoments, metric: Metric | None) -> Narrow:
+    site = chain.consumer
+    second = moments.covariance if site.centred else moments.second
+    second = shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
+    weight = site.weight.astype(np.float64)
+    weighted = weight if metric is None else metric.root @ weight
+    return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
+
+
+def _collected(
+    model: onnx.ModelProto,
+    folder: Path,
+    sites: Sequence[Site],
+    samples: Iterable[Feed],
+    count: int,
+    provider: str,
+    seed: int,
+) -> dict[str, JointMoments]:
+    names = list(dict.fromkeys(site.x for site in sites))
+    session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
+    moments = {site.name: JointMoments(site.geometry.inputs) for site in sites}
+    rngs = {site.name: np.random.default_rng([seed, zlib.crc32(site.name.encode())]) for site in sites}
+    for sample in samples:
+        tensors = dict(zip(names, session.run(sample, names), strict=True))
+        for site in sites:
+            g, x = site.geometry, tensors[site.x]
+            with blaming(site.x):
+                if g.pointwise:
+                    moments[site.name].add(rows(x, 1 if g.op == "Conv" else -1))
+                else:
+                    wanted = max(math.ceil(_PER_DIMENSION * g.inputs / count), 16)
+                    moments[site.name].add(sampled(x, g, wanted, rngs[site.name]))
+    return moments
