@@ -204,6 +204,7 @@ def _skeleton(
 ) -> tuple[onnx.ModelProto, list[tuple[int, onnx.TensorProto]], int]:
     """The model without its large tensors, these with their offsets in the data file, and the file's size."""
     skeleton = onnx.ModelProto()
+    skeleton.graph.SetInParent()
     _copy_fields(model, skeleton, frozenset(("graph",)))
     _copy_fields(model.graph, skeleton.graph, frozenset(("initializer",)))
     for tensor in model.graph.initializer:

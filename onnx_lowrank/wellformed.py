@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import onnx
@@ -20,21 +20,13 @@ _AUTO_PADS: Final = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 
 def check_text(model: onnx.ModelProto, where: str) -> None:
-    """Refuse names and other texts that are not UTF-8, as files are that lost or gained a byte.
+    """Refuse names and other texts that are not UTF-8, as files have them that lost or gained a byte.
 
     Raises:
         ModelError: naming the file.
     """
-    try:
-        _ = (model.producer_name, model.producer_version, model.domain, model.doc_string)
-        _ = [(p.key, p.value) for p in model.metadata_props]
-        _ = [opset.domain for opset in model.opset_import]
-        _read_graph(model.graph)
-        for function in model.functions:
-            _ = (function.name, function.domain, function.doc_string, list(function.input), list(function.output))
-            _read_nodes(function.node)
-    except UnicodeDecodeError:
-        raise ModelError(f"'{where}' is damaged: a name in it is not text (UTF-8); export or download it again") from None
+    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf gives bytes where it cannot decode
+        raise ModelError(f"'{where}' is damaged: a name in it is not text (UTF-8); export or download it again")
 
 
 def is_sound(node: onnx.NodeProto) -> bool:
@@ -57,21 +49,35 @@ def fits_kernel(node: onnx.NodeProto, kernel: Sequence[int]) -> bool:
     return long and fits and positive and axes >= 1
 
 
-def _read_graph(graph: onnx.GraphProto) -> None:
-    _ = (graph.name, graph.doc_string)
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    yield from (text for p in model.metadata_props for text in (p.key, p.value))
+    yield from (opset.domain for opset in model.opset_import)
+    yield from _in_graph(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.doc_string, *function.input, *function.output)
+        yield from _in_nodes(function.node)
+
+
+def _in_graph(graph: onnx.GraphProto) -> Iterator[object]:
+    yield from (graph.name, graph.doc_string)
     for tensor in graph.initializer:
-        _ = (tensor.name, tensor.doc_string, [(e.key, e.value) for e in tensor.external_data])
+        yield from (tensor.name, tensor.doc_string)
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
     for value in (*graph.input, *graph.output, *graph.value_info):
-        _ = (value.name, value.doc_string)
-    _read_nodes(graph.node)
+        yield from (value.name, value.doc_string)
+    yield from _in_nodes(graph.node)
 
 
-def _read_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+def _in_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[object]:
     for node in nodes:
-        _ = (node.name, node.op_type, node.domain, node.doc_string, list(node.input), list(node.output))
+        yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
         for attribute in node.attribute:
-            _ = (attribute.name, attribute.t.name if attribute.HasField("t") else "")
-            if attribute.HasField("g"):
-                _read_graph(attribute.g)
-            for graph in attribute.graphs:
-                _read_graph(graph)
+            yield attribute.name
+            if attribute.HasField("t"):
+                yield attribute.t.name
+                yield from (text for entry in attribute.t.external_data for text in (entry.key, entry.value))
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _in_graph(graph)

@@ -135,6 +135,8 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
+    if value.ndim != 2:
+        return Why.MALFORMED
     weight = value if attribute(node, "transB", 0) else value.T
     with np.errstate(over="ignore"):
         scaled = (weight.astype(np.float64) * attribute(node, "alpha", 1.0)).astype(weight.dtype)
