@@ -76,6 +76,9 @@ CACHE = click.option(
     default=None,
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
 )
+RESUME = click.option(
+    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
+)
 SHOW = (
     click.option("--report", "report_to", type=PATH, help="Write the report: .html, .json or .md."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),

@@ -49,6 +49,7 @@ class Settings:
         shapes: shapes by input name, of synthetic inputs and of every timing; several sets count equally.
         seed: of every random choice.
         cache: folder of the measured latency tables.
+        resume: folder that keeps finished stages, so that a run that was cut off goes on from the last one.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -72,6 +73,7 @@ class Settings:
     shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     seed: int = 0
     cache: Path = dataclasses.field(default_factory=default_cache)
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         self._check_goal()

@@ -46,6 +46,7 @@ LEVELS: Final[dict[str, int]] = {
     "protos": 3,
     "runtime": 3,
     "saving": 3,
+    "stale": 3,
     "tensors": 3,
     "wellformed": 3,
     # what measures
@@ -60,6 +61,7 @@ LEVELS: Final[dict[str, int]] = {
     "loaders": 4,
     "measure": 4,
     "metrics": 4,
+    "resume": 4,
     "narrowing": 4,
     "sensitivity": 4,
     "synthetic": 4,
@@ -92,6 +94,7 @@ LEVELS: Final[dict[str, int]] = {
     "report": 6,
     "rewrite": 6,
     "run": 6,
+    "stages": 6,
     "verify": 6,
     # facade, views, zoo
     "": 7,

@@ -36,7 +36,7 @@ TOLERANCE = {"float32": 2e-4, "float16": 6e-2, "float64": 1e-6}
 """Of the largest output; a wrong rewrite is off by about as much as the outputs themselves."""
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """What must never happen, in one line."""
 
 
@@ -47,7 +47,7 @@ def check(seed: int, *, pipeline: bool) -> str:
         pipeline: send it through `optimize` too.
 
     Raises:
-        Wrong: an output that is off, a partial file, a lost node.
+        WrongError: an output that is off, a partial file, a lost node.
         Exception: anything else is a bug too.
     """
     model, feed = fuzz_models.make(seed)
@@ -58,7 +58,7 @@ def check(seed: int, *, pipeline: bool) -> str:
         write_model(model, path, folder=path.parent, external=external)
         file = read_model(path)
         if Graph(file.model, file.folder).commit().SerializeToString() != file.model.SerializeToString():
-            raise Wrong("a model without patches is not the same bytes")
+            raise WrongError("a model without patches is not the same bytes")
         if pipeline:
             _optimized(path, feed, rng)
         outcome = _rewritten(file.model, path.parent, feed, rng)
@@ -87,7 +87,7 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
     _untouched(model, exact, sites)
     small = all(min(k.max_rank(s.geometry) for k in KINDS if k.applies(s.geometry)) for s in sites)
     if small and parameters(thin) > parameters(model) + sum(2 * s.geometry.outputs for s in sites):
-        raise Wrong(f"{parameters(thin)} parameters, {parameters(model)} before")
+        raise WrongError(f"{parameters(thin)} parameters, {parameters(model)} before")
     if why:
         return "refused by the runtime"
     _same(model, exact, folder, feed, "full rank")
@@ -104,7 +104,7 @@ def _every_node_is_named(graph: Graph, count: int) -> None:
     inner = [n for node in graph.protos for body in subgraphs(node) for n in body.node]
     functions = sum(len(f.node) for f in graph.model.functions)
     if len(found.sites) + len(found.kept) < count + len(inner) + functions:
-        raise Wrong(f"{len(found.sites)} sites and {len(found.kept)} others of {count} nodes")
+        raise WrongError(f"{len(found.sites)} sites and {len(found.kept)} others of {count} nodes")
 
 
 def _factored(site: Site, rng: random.Random, *, full: bool) -> tuple[Patch, Patch]:
@@ -154,36 +154,44 @@ def _untouched(before: onnx.ModelProto, after: onnx.ModelProto, sites: list[Site
     replaced = {position for site in sites for position in site.nodes}
     read = reads(after.graph, after.graph.node)
     old = [n for i, n in enumerate(before.graph.node) if i not in replaced]
-    old = [n for n in old if any(read[o] for o in n.output) or n.op_type not in ("Constant", "Cast", "Identity", "Transpose")]
-    new = [n.SerializeToString() for n in after.graph.node if not any(p.key == "onnx_lowrank.pass" for p in n.metadata_props)]
+    old = [
+        n
+        for n in old
+        if any(read[o] for o in n.output) or n.op_type not in ("Constant", "Cast", "Identity", "Transpose")
+    ]
+    new = [
+        n.SerializeToString()
+        for n in after.graph.node
+        if not any(p.key == "onnx_lowrank.pass" for p in n.metadata_props)
+    ]
     if set(new) - {n.SerializeToString() for n in before.graph.node}:
-        raise Wrong("a node that no patch touches is changed")
+        raise WrongError("a node that no patch touches is changed")
     if [n.SerializeToString() for n in old if n.SerializeToString() in set(new)] != new:
-        raise Wrong("nodes changed their order")
+        raise WrongError("nodes changed their order")
     if len(old) > len(new):
-        raise Wrong(f"{len(old) - len(new)} nodes are lost")
+        raise WrongError(f"{len(old) - len(new)} nodes are lost")
     for field in ("metadata_props", "opset_import", "functions", "ir_version", "producer_name", "doc_string"):
         if getattr(before, field) != getattr(after, field):
-            raise Wrong(f"{field} changed")
+            raise WrongError(f"{field} changed")
     for field in ("output", "sparse_initializer", "name", "doc_string"):
         if getattr(before.graph, field) != getattr(after.graph, field):
-            raise Wrong(f"the graph's {field} changed")
+            raise WrongError(f"the graph's {field} changed")
 
 
 def _same(before: onnx.ModelProto, after: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], what: str) -> None:
     old, new = (Session(m, folder=folder, optimize=False) for m in (before, after))
     if old.output_names != new.output_names:
-        raise Wrong(f"{what}: outputs {new.output_names}, {old.output_names} before")
+        raise WrongError(f"{what}: outputs {new.output_names}, {old.output_names} before")
     for name, y, z in zip(old.output_names, old.run(feed), new.run(feed), strict=True):
         if y.dtype != z.dtype or y.shape != z.shape:
-            raise Wrong(f"{what}: output {name} is {z.dtype}{z.shape}, {y.dtype}{y.shape} before")
+            raise WrongError(f"{what}: output {name} is {z.dtype}{z.shape}, {y.dtype}{y.shape} before")
         if y.dtype == object:
             off = float(not np.array_equal(y, z))
         else:
             wide = [a.astype(np.float64) for a in (y, z)]
             off = float(np.abs(wide[0] - wide[1]).max(initial=0.0) / max(np.abs(wide[0]).max(initial=0.0), 1.0))
         if not off <= TOLERANCE.get(y.dtype.name, 0.0):
-            raise Wrong(f"{what}: output {name} is off by {off:.2g} of {y.dtype}")
+            raise WrongError(f"{what}: output {name} is off by {off:.2g} of {y.dtype}")
 
 
 def _saved(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array]) -> None:
@@ -205,16 +213,16 @@ def _optimized(path: Path, feed: Mapping[str, Array], rng: random.Random) -> Non
             report = onnx_lowrank.optimize(path, out, data=data, cache=path.parent / "cache", max_loss=0.5)
     except LowRankError as fault:
         if "\n" in str(fault) or out.exists():
-            raise Wrong(f"refused, but not in one line or with a file: {fault}") from None
+            raise WrongError(f"refused, but not in one line or with a file: {fault}") from None
     else:
         Session(out)
         if report.verdict.status == "unchanged" and out.read_bytes() != path.read_bytes():
-            raise Wrong("unchanged, but other bytes")
+            raise WrongError("unchanged, but other bytes")
         out.unlink()
     shutil.rmtree(path.parent / "cache", ignore_errors=True)
     left = {p.name for p in path.parent.iterdir()} - before
     if left - {"out.onnx.data"}:
-        raise Wrong(f"left behind: {left}")
+        raise WrongError(f"left behind: {left}")
 
 
 def _varied(value: Array, rng: np.random.Generator) -> Array:
