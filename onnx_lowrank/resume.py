@@ -73,7 +73,7 @@ def run_key(model: str, settings: Any, samples: Iterable[Mapping[str, npt.NDArra
     """A hash of the model's hash, every setting but the folders, all samples and the versions of what computes."""
     digest = hashlib.sha256(f"{_SCHEMA} {model} {versions}".encode())
     fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    text = {name: str(value) for name, value in fields.items() if name not in ("resume", "cache")}
+    text = {name: str(value) for name, value in fields.items() if name not in ("resume", "cache", "provenance")}
     digest.update(json.dumps(text, sort_keys=True).encode())
     own_metric = Path(settings.metric.rpartition(":")[0])
     if own_metric.is_file():

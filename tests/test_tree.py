@@ -42,6 +42,7 @@ LEVELS: Final[dict[str, int]] = {
     # what knows onnx, GraphSurgeon, the runtime
     "constants": 3,
     "files": 3,
+    "functions": 3,
     "graph": 3,
     "protos": 3,
     "runtime": 3,
