@@ -49,6 +49,7 @@ LEVELS: Final[dict[str, int]] = {
     "saving": 3,
     "stale": 3,
     "tensors": 3,
+    "unknown": 3,
     "wellformed": 3,
     # what measures
     "cache": 4,
