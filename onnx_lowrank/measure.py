@@ -60,7 +60,7 @@ def race(
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
     Returns one entry for every model after the first.
     """
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
+    sessions = [Session(m, provider=provider, threads=threads, folder=folder, spin=True) for m in (models[0], *models)]
     runs = [functools.partial(s.run, feed) for s in sessions]
     samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
     times, clock = samples.of(provider, threads)
@@ -91,7 +91,7 @@ def quick_race(
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+    sessions = [Session(m, provider=provider, threads=threads, folder=folder, spin=True) for m in (original, other)]
     found = []
     for feed in feeds:
         runs = [functools.partial(s.run, feed) for s in sessions]
