@@ -47,6 +47,7 @@ LEVELS: Final[dict[str, int]] = {
     "runtime": 3,
     "saving": 3,
     "tensors": 3,
+    "wellformed": 3,
     # what measures
     "cache": 4,
     "calibration": 4,
