@@ -117,11 +117,15 @@ def pairs(rows: Sequence[tuple[str, Any, Any, str]], name: str, axis_name: str) 
         y = 34.0 * i + 36
         parts.append(svg.label(6, y - 5, middle(title, 42), "tick ink"))
         parts.append(svg.label(_RIGHT, y - 5, middle(remark, 22), "tick", "end"))
-        tip = f"{title}: {figures.short(old)} ms → {figures.short(new)} ms, {remark}"
+        tip = f"{title}: {_ms(old)} → {_ms(new)}, {remark}"
         for value, class_, down in ((old, "s0 fill", 0), (new, "s1 fill", 7)):
             if figures.finite(value):
                 parts.append(svg.bar(axis(0), y + down, axis(float(value)) - axis(0), 6, class_, tip))
     return svg.drawing(name, bottom + 44, *parts)
+
+
+def _ms(value: Any) -> str:
+    return f"{value} ms" if figures.finite(value) else figures.MISSING
 
 
 def _after(site: Json) -> float:

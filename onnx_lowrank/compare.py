@@ -81,6 +81,7 @@ def compare(
     data: Any = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     command: str = "",
+    brief: bool = False,
     **choices: Any,
 ) -> Comparison:
     """Time models turn about against the first that works, and measure how far their outputs are from its outputs.
@@ -88,6 +89,7 @@ def compare(
     Args:
         models: two or more files with the same inputs.
         data: as for `optimize`; None is synthetic.
+        brief: latency and loss only; no outputs one by one, cold starts and profiles.
         choices: fields of `Settings` (samples, shapes, seed, metric, streams); `provider` and `threads` may be several,
             each is timed with each.
 
@@ -107,12 +109,14 @@ def compare(
     entered = contest.enter(paths, data, settings, warnings)
     names = _labels(entered.entrants)
     tolerances: list[dict[str, Any]] = []
-    contest.judge(entered, settings, lambda e, s: tolerances.extend(_outputs(entered, e, names, s)))
+    contest.judge(
+        entered, settings, lambda e, s: tolerances.extend(_outputs(entered, e, names, s) if not brief else ())
+    )
     ways = contest.configurations(providers, threads, entered.feeds)
     timed = [way for way in _ticking(ways, progress) if contest.race(entered, way, settings, len(ways))]
     progress("compare", 3, 4)
     warnings += measure.cautions([entry for e in entered.running for entry in e.latencies if entry])
-    parts = _parts(entered, names, settings, tolerances)
+    parts = {} if brief else _parts(entered, names, settings, tolerances)
     progress("compare", 4, 4)
     return _comparison(entered, settings, timed, ways, parts, command)
 

@@ -59,6 +59,7 @@ WHERE_EACH = (
     *WHERE[2:],
 )
 BASELINE = (
+    click.option("--brief", is_flag=True, help="Latency and loss only: no outputs, cold starts and times by node."),
     click.option("--metric", default=None, help=f"{', '.join(METRIC_NAMES)} or file.py:function [default: relative]."),
     click.option("--baseline", type=PATH, help="An earlier .json of compare: show what changed, exit 3 when worse."),
     click.option(
