@@ -83,7 +83,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         feed = dict(zip(task["names"], (stored[name] for name in stored.files), strict=True))
     load()
     base, since = peak_memory(), time.perf_counter()
-    session = Session(Path(task["model"]), provider=task["provider"], threads=task["threads"])
+    session = Session(Path(task["model"]), provider=task["provider"], threads=task["threads"], spin=True)
     loaded = time.perf_counter()
     session.run(feed)
     first = time.perf_counter()

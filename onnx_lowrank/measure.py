@@ -84,7 +84,9 @@ def race(
     """
 
     def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
-        return lambda: functools.partial(Session(model, provider=provider, threads=threads, folder=folder).run, feed)
+        return lambda: functools.partial(
+            Session(model, provider=provider, threads=threads, folder=folder, spin=True).run, feed
+        )
 
     raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed)
     times, clock = raced.of(provider, threads)
@@ -135,7 +137,7 @@ def quick_race(
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
-    opened = [Session(m, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+    opened = [Session(m, provider=provider, threads=threads, folder=folder, spin=True) for m in (original, other)]
     found = []
     for feed in feeds:
         runs = [functools.partial(s.run, feed) for s in opened]

@@ -58,7 +58,7 @@ def profile_model(
     named = with_names(model)
     with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(named, provider=provider, threads=threads, folder=folder, profile_to=prefix)
+        session = Session(named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
         for _ in range(runs + 1):
             session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))

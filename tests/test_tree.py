@@ -35,6 +35,7 @@ LEVELS: Final[dict[str, int]] = {
     "sessions": 1,
     # what decides
     "allocate": 2,
+    "blame": 2,
     "fragment": 2,
     "plan": 2,
     "policies": 2,
