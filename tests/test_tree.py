@@ -23,6 +23,7 @@ LEVELS: Final[dict[str, int]] = {
     "settings": 0,
     # arrays and values
     "grouping": 1,
+    "labels": 1,
     "linalg": 1,
     "moments": 1,
     "narrow": 1,
@@ -31,6 +32,7 @@ LEVELS: Final[dict[str, int]] = {
     "separable": 1,
     "sites": 1,
     "timing": 1,
+    "sessions": 1,
     # what decides
     "allocate": 2,
     "blame": 2,
@@ -66,6 +68,10 @@ LEVELS: Final[dict[str, int]] = {
     "tables": 4,
     "unfolding": 4,
     "validation": 4,
+    "accuracy": 4,
+    "footprint": 4,
+    "profiles": 4,
+    "streams": 4,
     # one rewrite a file
     "passes": 5,
     "passes.conv_svd": 5,
@@ -93,6 +99,9 @@ LEVELS: Final[dict[str, int]] = {
     "rewrite": 6,
     "run": 6,
     "verify": 6,
+    "contest": 6,
+    "details": 6,
+    "examine": 6,
     # facade, views, zoo
     "": 7,
     "charts": 7,
@@ -115,6 +124,11 @@ LEVELS: Final[dict[str, int]] = {
     "tradeoffs": 7,
     "verdicts": 7,
     "views": 7,
+    "breakdowns": 7,
+    "partcharts": 7,
+    "regressions": 7,
+    "samples": 7,
+    "sidebyside": 7,
     # the command line
     "__main__": 8,
     "cli": 8,
