@@ -104,6 +104,8 @@ class Session:
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
         prepack: False maps weights from disk instead of copying them; for calibration, never for timing.
+        spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
+            use too it slows everybody down.
 
     Raises:
         ModelError: the runtime refuses the model.
@@ -119,6 +121,7 @@ class Session:
         folder: Path | None = None,
         optimize: bool = True,
         prepack: bool = True,
+        spin: bool = False,
         profile_to: str | None = None,
     ) -> None:
         ort = load()
@@ -131,6 +134,8 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None and not isinstance(model, Path):  # a file has its data in its own folder
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
@@ -226,7 +231,7 @@ def node_times(
     """Milliseconds of every node of the model as the runtime executes it, optimised; the median of some runs."""
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(model, provider=provider, threads=threads, folder=folder, profile_to=prefix)
+        session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
         for _ in range(runs + 1):
             session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
