@@ -68,7 +68,7 @@ def load() -> Any:
         raise RuntimeMissing(
             "onnxruntime and onnxruntime-gpu overwrite each other here; pip uninstall both, then install one of them"
         )
-    onnxruntime.set_default_logger_severity(3)  # errors only: it warns of options that it has set itself
+    onnxruntime.set_default_logger_severity(3)  # errors: warnings of devices and options would stand between our lines
     return onnxruntime
 
 

@@ -49,7 +49,8 @@ FINE: dict[str, tuple[list[onnx.NodeProto], list[Any], list[Any], list[Any]]] = 
     "scalar input": ([node("a = Mul(x, s)"), node("y = MatMul(a, w)")], [X, value("s", shape=())], [Y], [W]),
     "weight of NaN": ([MATMUL], [X], [Y], [numpy_helper.from_array(np.full((8, 8), np.nan, np.float32), "w")]),
     "strings": (
-        [node("u = Identity(t)"), MATMUL], [X, value("t", Tensor.STRING, "k")], [Y, value("u", Tensor.STRING, "k")], [W],
+        [node("u = Identity(t)"), MATMUL], [X, value("t", Tensor.STRING, "k")],
+        [Y, value("u", Tensor.STRING, "k")], [W],
     ),
     "integers and booleans": (
         [node("f = Cast(i)", to=1), node("a = Add(f, x)"), node("b = MatMul(a, w)"), node("y = Where(c, b, x)")],
