@@ -158,7 +158,8 @@ def _parts(
     nodes: list[dict[str, Any]] = []
     fused: list[dict[str, Any]] = []
     attempt("profile by node", lambda: _profiles(entered, names, settings, nodes, fused))
-    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused}
+    facts = details.session_facts(settings)
+    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused, "session": facts}
 
 
 def _profiles(

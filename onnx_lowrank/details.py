@@ -83,13 +83,21 @@ def profile(model: onnx.ModelProto, feed: Feed, folder: Path, settings: Settings
 
 
 def node_rows(before: Profile, after: Profile, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Times by node of the original; of a very large graph the nodes that take most of the time."""
+    """Times by node of the original, the slowest first; of a very large graph only those."""
     rows = profiles.compared(before, after, kinds)
-    if len(rows) <= _MOST_ROWS:
-        return rows
-    weights = sorted((max(row["before_ms"] or 0, row["after_ms"] or 0) for row in rows), reverse=True)
-    least = weights[_MOST_ROWS - 1]
-    return [row for row in rows if max(row["before_ms"] or 0, row["after_ms"] or 0) >= least][:_MOST_ROWS]
+    return sorted(rows, key=lambda row: -max(row["before_ms"] or 0, row["after_ms"] or 0))[:_MOST_ROWS]
+
+
+def session_facts(settings: Settings) -> dict[str, Any]:
+    """How sessions were made for every timing, and the seed."""
+    return {
+        "intra_op_threads": settings.threads,
+        "inter_op_threads": 1,
+        "graph_optimization": "all",
+        "execution": "sequential",
+        "spinning": True,
+        "seed": settings.seed,
+    }
 
 
 def finite(values: Sequence[float]) -> list[float | None]:

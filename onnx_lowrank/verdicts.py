@@ -137,8 +137,11 @@ def environment(report: Json) -> list[tuple[str, str]]:
     rows = [(key, str(value)) for key, value in (report.get("environment") or {}).items()]
     found = report.get("verdict") or report
     rows += [(key, str(found[key])) for key in ("provider", "precision", "data", "samples", "metric") if key in found]
+    rows += [(key.replace("_", " "), str(value)) for key, value in (report.get("session") or {}).items()]
     for side in ("before", "after"):
         facts = (report.get("model") or {}).get(side) or {}
         rows += [(f"{side}, {key}", str(facts[key])) for key in ("path", "sha256") if facts.get(key)]
-    rows += [(f"model {i + 1}", str(row.get("path"))) for i, row in enumerate(report.get("models") or ())]
+    for i, row in enumerate(report.get("models") or (), 1):
+        rows.append((f"model {i}", str(row.get("path"))))
+        rows += [(f"model {i}, sha256", str(row["sha256"]))] if row.get("sha256") else []
     return rows

@@ -10,6 +10,7 @@ import pytest
 from onnx import parser
 
 from onnx_lowrank import profiles
+from onnx_lowrank.errors import ModelError
 from onnx_lowrank.profiles import Profile, owners, profile_model, with_names
 
 CONV = """<ir_version: 8, opset_import: ["" : 17]>
@@ -94,5 +95,5 @@ def test_fusions_lost_and_data_movement_introduced() -> None:
 
 def test_a_model_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "MOST_BYTES", 10)
-    with pytest.raises(profiles.ModelError, match="too large"):
+    with pytest.raises(ModelError, match="too large"):
         profile_model(conv_model(), {}, tmp_path, provider="cpu", threads=1)
