@@ -122,7 +122,7 @@ def compared(report: Json) -> Table:
                 words(name),
                 number(p50, figures.fixed(p50, decimals)),
                 number(ratio and ratio.value, figures.fixed(ratio and ratio.value, 3)),
-                words(figures.interval((ratio.low, ratio.high), 3) if ratio else ""),
+                number(ratio and ratio.low, figures.interval((ratio.low, ratio.high), 3) if ratio else figures.MISSING),
                 number(row.get("bytes"), figures.size(row.get("bytes"))),
                 number(row.get("parameters"), figures.count(row.get("parameters"))),
                 number(row.get("loss"), figures.loss(row.get("loss"))),
