@@ -21,6 +21,7 @@ from onnx_lowrank.settings import suggestion
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
+_PROFILED = "onnx_lowrank_node_"
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -216,7 +217,7 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named = onnx.ModelProto()
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
-        node.name = f"onnx_lowrank_node_{position}"
+        node.name = f"{_PROFILED}{position}"
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
@@ -247,9 +248,10 @@ def _node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
     found: dict[int, NodeRun] = {}
     for event in events:
         name, _, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") != "Node" or not name.startswith("onnx_lowrank_node_") or suffix:
-            continue
-        position, args = int(name.removeprefix("onnx_lowrank_node_")), event["args"]
+        number = name.removeprefix(_PROFILED)
+        if event.get("cat") != "Node" or suffix or number == name or not number.isdigit():
+            continue  # a node of a body, or one that the runtime made (`…/duplicated`)
+        position, args = int(number), event["args"]
         earlier = found.get(position)
         found[position] = NodeRun(
             op=args["op_name"],

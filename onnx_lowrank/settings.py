@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 
-KIND_NAMES = ("svd", "conv_svd", "spatial", "pivot", "nystrom")
+KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 DEFAULT_LIMIT = 0.01

@@ -193,8 +193,9 @@ def dense_reasons(report: Json) -> dict[str, int]:
 
 
 def choice(site: Json) -> str:
-    """Kind and rank, or dense."""
-    return f"{site['kind']} {site.get('rank')}" if site.get("kind") else "dense"
+    """Kind and rank (both ranks of a kind that has two, the inner one first), or dense."""
+    inner = f"{site['inner']}x" if site.get("inner") else ""
+    return f"{site['kind']} {inner}{site.get('rank')}" if site.get("kind") else "dense"
 
 
 def saved(site: Json) -> float | None:

@@ -37,6 +37,7 @@ LEVELS: Final[dict[str, int]] = {
     "allocate": 2,
     "blame": 2,
     "fragment": 2,
+    "ladders": 2,
     "plan": 2,
     "policies": 2,
     "search": 2,
@@ -49,6 +50,7 @@ LEVELS: Final[dict[str, int]] = {
     "runtime": 3,
     "saving": 3,
     "tensors": 3,
+    "wellformed": 3,
     # what measures
     "cache": 4,
     "calibration": 4,
@@ -73,6 +75,7 @@ LEVELS: Final[dict[str, int]] = {
     "streams": 4,
     # one rewrite a file
     "passes": 5,
+    "passes.asym3d": 5,
     "passes.conv_svd": 5,
     "passes.dense": 5,
     "passes.fold": 5,
@@ -82,6 +85,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.spatial": 5,
     "passes.survey": 5,
     "passes.svd": 5,
+    "passes.tucker": 5,
     # what drives them
     "candidates": 6,
     "compare": 6,
@@ -140,9 +144,11 @@ SHARED_BY_PASSES: Final = {
     "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.fold": {"passes.survey"},
+    "passes.asym3d": {"passes"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
-    "passes.spatial": {"passes"},
+    "passes.spatial": {"passes", "passes.asym3d"},
+    "passes.tucker": {"passes"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
 
