@@ -154,7 +154,7 @@ def _parts(
     cold: list[dict[str, Any]] = []
     for entrant in entered.running:
         model = (names[id(entrant)], entrant.path)
-        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings))
+        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings, 1.0))
     nodes: list[dict[str, Any]] = []
     fused: list[dict[str, Any]] = []
     attempt("profile by node", lambda: _profiles(entered, names, settings, nodes, fused))

@@ -61,14 +61,19 @@ def noise_floor(path: Path, label: str, references: References, settings: Settin
     return rows
 
 
-def cold_starts(models: Sequence[tuple[str, Path]], feed: Feed, settings: Settings) -> list[dict[str, Any]]:
+def cold_starts(
+    models: Sequence[tuple[str, Path]], feed: Feed, settings: Settings, seconds: float = 0.0
+) -> list[dict[str, Any]]:
     """A row for each model with what a fresh process pays for it.
+
+    Args:
+        seconds: further processes are begun for so long; one is enough to say what a start costs about.
 
     Raises:
         ModelError: a child could not run one.
     """
     return [
-        {"model": label, **cold(path, feed, provider=settings.provider, threads=settings.threads)}
+        {"model": label, **cold(path, feed, provider=settings.provider, threads=settings.threads, seconds=seconds)}
         for label, path in models
     ]
 

@@ -72,6 +72,7 @@ def race(
     seconds: float = 20.0,
     folder: Path | None = None,
     streams: int = 1,
+    short: float = sessions.SHORT,
 ) -> list[Latency]:
     """Time models turn about against the first, with the first twice as an A/A control.
 
@@ -81,6 +82,7 @@ def race(
 
     Args:
         streams: above 1, the throughput of so many threads that run at the same time is measured too.
+        short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
 
     def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
@@ -88,7 +90,7 @@ def race(
             Session(model, provider=provider, threads=threads, folder=folder, spin=True).run, feed
         )
 
-    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed)
+    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed, short=short)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
