@@ -56,7 +56,7 @@ WHERE_EACH = (
         metavar="N,…",
         help="Intra-op threads; 1,2 or repeated times with each [default: 1].",
     ),
-    *WHERE[2:],
+    *WHERE[-4:],
 )
 BASELINE = (
     click.option("--brief", is_flag=True, help="Latency and loss only: no outputs, cold starts and times by node."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onnx_lowrank import figures
@@ -132,9 +132,18 @@ def compared(report: Json) -> Table:
     return Table("models", (Column("model", numeric=False), *(Column(n) for n in names)), tuple(rows))
 
 
+def _flat(facts: Json, head: str = "") -> Iterator[tuple[str, str]]:
+    """Facts with those of a card one by one; lists have a table of their own."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{key} ")
+        elif not isinstance(value, list):
+            yield f"{head}{key}", str(value)
+
+
 def environment(report: Json) -> list[tuple[str, str]]:
     """Machine, versions, data and files, as name and text."""
-    rows = [(key, str(value)) for key, value in (report.get("environment") or {}).items()]
+    rows = list(_flat(report.get("environment") or {}))
     found = report.get("verdict") or report
     rows += [(key, str(found[key])) for key in ("provider", "precision", "data", "samples", "metric") if key in found]
     rows += [(key.replace("_", " "), str(value)) for key, value in (report.get("session") or {}).items()]

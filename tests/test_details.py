@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
@@ -159,3 +160,16 @@ def test_a_page_of_an_older_report_still_opens(written: dict[str, Written]) -> N
     for key in ("accuracy", "cold", "profile", "fusions", "sample_losses"):
         del data[key]
     assert html(data).count("not measured in this run") >= 2
+
+
+def test_figures_of_a_card_are_shown_where_a_run_has_them(written: dict[str, Written]) -> None:
+    data = copy.deepcopy(written["optimize"].data)
+    data["latency"][0]["transfers"] = {"inputs_ms": 0.25, "outputs_ms": 0.125}
+    data["environment"]["gpu"] = {"name": "H100", "sm_mhz": 1755}
+    data["environment"]["fallback"] = [{"node": "n", "op": "NonZero", "on": "cpu", "why": "no kernel", "ms": 0.5}]
+    page = Page(html(data))
+    assert any("Transfers, in no other time: inputs 0.250 ms, outputs 0.125 ms." in t for t in page.texts["figcaption"])
+    said = {row[0][0]: row[1][0] for row in page.tables["environment"]}
+    assert (said["gpu name"], said["gpu sm_mhz"]) == ("H100", "1755")
+    assert "fallback" not in said
+    assert [text for text, _ in page.rows("fallback")[0]] == ["n", "NonZero", "cpu", "no kernel", "0.5000"]

@@ -16,18 +16,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAMES = ("silero_vad_16k_op15", "ppocr-det", "vgg16")
+NAMES = ("silero_vad_16k_op15", "ppocr-det", "vgg16", "compare")
+COMPARED = ("silero_vad", "silero_vad_16k_op15")
+"""Two exports of one network by its authors, which take the same samples; beside them a file that is cut short."""
+
 _MOST_BYTES = 200_000
 
 
 def report(zoo: Path, name: str, target: Path) -> None:
-    """Run `optimize` in a folder of its own, so that the page names no folder of this machine."""
+    """Run the command in a folder of its own, so that the page names no folder of this machine."""
+    models = COMPARED if name == "compare" else (name,)
+    words = ["optimize", f"{name}.onnx", "-o", f"{name}-lr.onnx"]
+    if name == "compare":
+        words = ["compare", *(f"{model}.onnx" for model in models), "cut-short.onnx"]
     with tempfile.TemporaryDirectory() as scratch:
-        for suffix in (".onnx", ".npz"):
-            Path(scratch, name + suffix).symlink_to((zoo / (name + suffix)).resolve())
-        words = ["optimize", f"{name}.onnx", "-o", f"{name}-lr.onnx", "--data", f"{name}.npz"]
-        command = [sys.executable, "-m", "onnx_lowrank", *words, "--report", f"{name}.html"]
-        subprocess.run(command, cwd=scratch, check=True)
+        for file in (*(f"{model}.onnx" for model in models), f"{models[0]}.npz"):
+            Path(scratch, file).symlink_to((zoo / file).resolve())
+        Path(scratch, "cut-short.onnx").write_bytes((zoo / f"{models[0]}.onnx").read_bytes()[:100_000])
+        command = [sys.executable, "-m", "onnx_lowrank", *words, "--data", f"{models[0]}.npz"]
+        subprocess.run([*command, "--report", f"{name}.html"], cwd=scratch, check=True)
         shutil.copy(Path(scratch, f"{name}.html"), target)
 
 
