@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ class Profile:
     ops: Mapping[str, str]
     owners: Mapping[str, str]
     own: Mapping[str, str]
-    """Operator by name of the model's own nodes, in the order of the graph."""
+    """Operator by name of the model's own nodes, in the order of the graph; those of bodies come last."""
+    inner: frozenset[str] = frozenset()
+    """Operators of bodies, whose nodes may have no name."""
 
     def by_owner(self) -> dict[str, tuple[float, list[str]]]:
         """Milliseconds and operators by the node of the original that they stand for, else by operator."""
@@ -73,7 +75,23 @@ def profile_model(
             made += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
     ms, ops = _kernels(events, made)
-    return Profile(ms, ops, owners(named), {node.name: node.op_type for node in named.graph.node})
+    inner = {node.name: node.op_type for node in _inner(named) if node.name}
+    known = {**{name: name for name in inner}, **owners(named)}
+    own = {**{node.name: node.op_type for node in named.graph.node}, **inner}
+    return Profile(ms, ops, known, own, frozenset(node.op_type for node in _inner(named)))
+
+
+def _inner(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of all bodies, of If, Loop, Scan and functions."""
+    queue = list(model.graph.node)
+    for function in model.functions:
+        queue += function.node
+        yield from function.node
+    while queue:
+        for attribute in queue.pop().attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.node
+                queue += graph.node
 
 
 def _kernels(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
@@ -197,7 +215,7 @@ def _counted(ops: Sequence[str]) -> str:
 def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
     """Operators that the runtime made (fusions) or put in (Transpose, Cast, copies, changes of layout), by count."""
     old, new = _counts(before), _counts(after)
-    own = {*before.own.values(), *after.own.values()}
+    own = {*before.own.values(), *after.own.values(), *before.inner, *after.inner}
     rows = []
     for op in sorted({*old, *new}):
         moves = op in _MOVES

@@ -97,3 +97,17 @@ def test_a_model_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(profiles, "MOST_BYTES", 10)
     with pytest.raises(ModelError, match="too large"):
         profile_model(conv_model(), {}, tmp_path, provider="cpu", threads=1)
+
+
+def test_operators_of_bodies_are_the_models_own(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (bool c, float[2] x) => (float[2] y) {
+            y = If (c) <then_branch = t () => (float[2] a) { a = Softsign(x) },
+                        else_branch = e () => (float[2] b) { b = Neg(x) }>
+        }"""
+    )
+    feed = {"c": np.array(True), "x": np.ones(2, np.float32)}
+    found = profile_model(model, feed, tmp_path, provider="cpu", threads=1, runs=2)
+    assert "Softsign" in found.ops.values()
+    assert profiles.fusions(found, found) == []
