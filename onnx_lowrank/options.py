@@ -94,11 +94,19 @@ HOW = (
     ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )
+INLINE = click.option(
+    "--inline-functions/--keep-functions",
+    default=None,
+    help="Rewrite inside model-local functions too, by inlining all of them [default: keep].",
+)
 CACHE = click.option(
     "--cache",
     type=PATH,
     default=None,
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
+)
+RESUME = click.option(
+    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
 )
 SHOW = (
     click.option(
@@ -115,6 +123,11 @@ WRITE = (
         "--external-data/--embedded-data",
         default=None,
         help="Weights beside the model or inside [default: as the model has them].",
+    ),
+    click.option(
+        "--provenance/--no-provenance",
+        default=None,
+        help="New nodes say in their metadata where they come from [default: provenance].",
     ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
 )
