@@ -3,9 +3,9 @@
 python tools/bench_ablation.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.04
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model, of every rank that
-any kind could take; then a plan is made with everything, with one kind left out in turn, and without the refit. Each is
-built and saved, and the loss of the saved file measured on held-out data. All saved models are timed turn about with the
-original in one process, so that their ratios can be compared.
+any kind could take; then a plan is made with everything, with one kind left out in turn, and without the refit. Each
+is built and saved, and the loss of the saved file measured on held-out data. All saved models are timed turn about
+with the original in one process, so that their ratios can be compared.
 """
 
 from __future__ import annotations
