@@ -50,11 +50,13 @@ LEVELS: Final[dict[str, int]] = {
     "saving": 3,
     "tensors": 3,
     # what measures
+    "attention": 4,
     "cache": 4,
     "calibration": 4,
     "chains": 4,
     "consumers": 4,
     "data": 4,
+    "heads": 4,
     "importance": 4,
     "inputs": 4,
     "latency": 4,
@@ -97,6 +99,7 @@ LEVELS: Final[dict[str, int]] = {
     "rewrite": 6,
     "run": 6,
     "verify": 6,
+    "weighing": 6,
     # facade, views, zoo
     "": 7,
     "charts": 7,
