@@ -199,7 +199,7 @@ class LatencyTable:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
         sessions = [
-            runtime.Session(fragment_model(f, geometry), provider=self.provider, threads=self.threads)
+            runtime.Session(fragment_model(f, geometry), provider=self.provider, threads=self.threads, spin=True)
             for f in fragments.values()
         ]
         runs = [functools.partial(s.run, {X: x}) for s in sessions]

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
-from onnx_lowrank.measure import Latency, no_change
+from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.rewrite import rewritten
@@ -97,14 +98,17 @@ def _publish(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
             f"({default.ratio.low:.2f}–{default.ratio.high:.2f}): the gain is not sure there"
         )
+    run.warnings += cautions((*found.latency, default))
     goal = run.settings.speedup
     if goal is not None and ratio.value < goal:
         run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
+    details = examined(run, staged, found)
     after = facts_of(staged, run.loaded, out)
     publish(staged, out)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
-    return report_of(run, plan, verdict, before, after, (*found.latency, default), command)
+    report = report_of(run, plan, verdict, before, after, (*found.latency, default), command)
+    return dataclasses.replace(report, details=details)
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:

@@ -78,6 +78,7 @@ class Report:
     warnings: tuple[str, ...]
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -108,6 +109,7 @@ class Report:
             "seconds": self.seconds,
             "command": self.command,
             "warnings": list(self.warnings),
+            **self.details,
         }
 
 

@@ -41,6 +41,7 @@ class Settings:
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
         threads: intra-op threads of every timing; one is stable and comparable.
+        streams: above 1, throughput is also measured with so many threads that run at the same time.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
         kinds: ways to rewrite a site that may be used.
@@ -63,6 +64,7 @@ class Settings:
     require_speedup: float | None = None
     provider: str = "cpu"
     threads: int = 1
+    streams: int = 1
     policy: str = "knapsack"
     refit: bool = True
     kinds: tuple[str, ...] = KIND_NAMES
@@ -78,6 +80,8 @@ class Settings:
         self._check_metric()
         if self.threads < 1:
             raise SettingsError(f"threads is {self.threads}; give 1 or more")
+        if not 1 <= self.streams <= 256:
+            raise SettingsError(f"streams is {self.streams}; give 1 to 256")
         if self.samples < 1:
             raise SettingsError(f"samples is {self.samples}; give 1 or more")
         if self.seed < 0:

@@ -21,7 +21,6 @@ from rich.progress import (
 from rich.table import Table
 
 from onnx_lowrank.cache import Entry
-from onnx_lowrank.compare import Comparison
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.latency import CONTROL, DENSE
 from onnx_lowrank.prepare import Progress as Tick
@@ -42,6 +41,8 @@ _STAGES = {
     "decide": "build and measure plans",
     "refit": "repair the factors with data",
     "verify": "verify the saved file",
+    "compare": "compare models",
+    "race": "time models turn about",
     "report": "report",
 }
 _TOP = 12
@@ -211,27 +212,6 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
-
-
-def show_comparison(comparison: Comparison) -> None:
-    """One row a model, the first is the baseline."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "p50", "ratio", "95 % interval", "A/A", "file", "parameters", "loss"):
-        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
-    first = next((row.latency for row in comparison.rows if row.latency), None)
-    for row in comparison.rows:
-        timed = row.latency
-        p50 = float((timed.after if timed else first.before)["p50_ms"]) if first else 0.0
-        ratio = f"{timed.ratio.value:.3f}×" if timed else "1"
-        interval = f"{timed.ratio.low:.3f}–{timed.ratio.high:.3f}" if timed else ""
-        control = f"{timed.aa.low:.3f}–{timed.aa.high:.3f}" if timed else ""
-        size = (_short(row.bytes), _short(row.parameters), f"{row.loss:.3g}")
-        table.add_row(row.path, f"{p50:.2f} ms", ratio, interval, control, *size)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"{comparison.samples} samples ({comparison.data}), {comparison.provider}, {comparison.threads} thread"
-    )
 
 
 def show_catalogue(entries: Iterable[Any]) -> None:

@@ -29,11 +29,12 @@ class Measured:
 
     loss: float
     latency: tuple[Latency, ...]
+    sample_losses: tuple[float, ...] = ()
 
     @property
     def faster(self) -> bool:
-        """Whether every interval lies above 1 and above what the original measures against itself."""
-        return all(entry.ratio.low > max(1.0, entry.aa.high) for entry in self.latency)
+        """Whether every interval, which holds the noise of the control, lies above 1 and above the control's ratio."""
+        return all(entry.ratio.low > max(1.0, entry.aa.value) for entry in self.latency)
 
     @property
     def speedup(self) -> Ratio:
@@ -68,7 +69,7 @@ def measured(staged: Path, loaded: Loaded, references: References, settings: Set
     counted = references.loss(session)
     del session
     latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)
-    return Measured(counted.value(), latency)
+    return Measured(counted.value(), latency, tuple(counted.per_sample))
 
 
 def race_files(
@@ -84,6 +85,7 @@ def race_files(
             seed=settings.seed,
             seconds=seconds,
             folder=loaded.file.folder,
+            streams=settings.streams if threads else 1,
         )[0]
         for feed in loaded.feeds
     )

@@ -105,7 +105,7 @@ def _statistic_text(key: str, value: Any, decimals: int) -> str:
 
 
 def _statistic(key: str) -> str:
-    return key.removesuffix("_ms") + " ms" if key.endswith("_ms") else key.replace("_", " ")
+    return (key.removesuffix("_ms") + " ms" if key.endswith("_ms") else key).replace("_", " ")
 
 
 def pareto(report: Json) -> Table:

@@ -24,6 +24,7 @@ LEVELS: Final[dict[str, int]] = {
     # arrays and values
     "alternating": 1,
     "grouping": 1,
+    "labels": 1,
     "linalg": 1,
     "moments": 1,
     "narrow": 1,
@@ -33,8 +34,10 @@ LEVELS: Final[dict[str, int]] = {
     "separable": 1,
     "sites": 1,
     "timing": 1,
+    "sessions": 1,
     # what decides
     "allocate": 2,
+    "blame": 2,
     "fragment": 2,
     "ladders": 2,
     "plan": 2,
@@ -49,6 +52,7 @@ LEVELS: Final[dict[str, int]] = {
     "runtime": 3,
     "saving": 3,
     "tensors": 3,
+    "wellformed": 3,
     # what measures
     "attention": 4,
     "cache": 4,
@@ -70,6 +74,10 @@ LEVELS: Final[dict[str, int]] = {
     "tables": 4,
     "unfolding": 4,
     "validation": 4,
+    "accuracy": 4,
+    "footprint": 4,
+    "profiles": 4,
+    "streams": 4,
     # one rewrite a file
     "passes": 5,
     "passes.asym3d": 5,
@@ -100,6 +108,9 @@ LEVELS: Final[dict[str, int]] = {
     "run": 6,
     "verify": 6,
     "weighing": 6,
+    "contest": 6,
+    "details": 6,
+    "examine": 6,
     # facade, views, zoo
     "": 7,
     "charts": 7,
@@ -122,6 +133,11 @@ LEVELS: Final[dict[str, int]] = {
     "tradeoffs": 7,
     "verdicts": 7,
     "views": 7,
+    "breakdowns": 7,
+    "partcharts": 7,
+    "regressions": 7,
+    "samples": 7,
+    "sidebyside": 7,
     # the command line
     "__main__": 8,
     "cli": 8,
