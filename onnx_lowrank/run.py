@@ -17,13 +17,14 @@ from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
-from onnx_lowrank.prepare import Loaded, Progress, calibrate, load, with_metrics
+from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
 from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session, version
 from onnx_lowrank.saving import check_room
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import References
+from onnx_lowrank.weighing import with_metrics
 
 
 class Clock:
