@@ -17,6 +17,7 @@ from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import Loaded, Progress
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Geometry, Site, Why
 from onnx_lowrank.staircase import TILE, rank_grid, refine, right_edges
@@ -27,7 +28,8 @@ MAX_ERROR = 0.5
 MARGIN = 0.02
 """Fraction beyond the noise by which a candidate must beat dense."""
 
-_REFINEMENTS = 2
+_REFINEMENTS, _ON_A_CARD = 2, 5
+"""Rounds of more ranks between steep edges; on a card fragments are quick, and a step is that of a wave of tiles."""
 
 Ranks = dict[str, set[int]]
 """Ranks by the name of a kind."""
@@ -41,7 +43,7 @@ def measured_choices(
     wanted: dict[tuple[Geometry, ...], Ranks] = {}
     for site in loaded.sites:
         ranks = wanted.setdefault(site.geometries, {})
-        for name, found in _first_ranks(site.geometry, fits[site.name], kinds).items():
+        for name, found in _first_ranks(site, fits[site.name], kinds, table).items():
             ranks.setdefault(name, set()).update(found)
     times: dict[tuple[Geometry, ...], dict[str, float]] = {}
     for done, (geometries, ranks) in enumerate(wanted.items()):
@@ -51,16 +53,21 @@ def measured_choices(
     progress("measure", len(wanted), len(wanted))
     return [
         _choices(site, loaded, fits[site.name], wanted[site.geometries], times[site.geometries], kinds,
-                 max((table.noise(g) for g in site.geometries), default=0.0))
+                 max((table.noise(g) for g in site.geometries), default=0.0), unknown=table.lacks(site.geometries))
         for site in loaded.sites
     ]  # fmt: skip
 
 
-def _first_ranks(geometry: Geometry, fit: Fit, kinds: Mapping[str, Kind]) -> Ranks:
+def _first_ranks(site: Site, fit: Fit, kinds: Mapping[str, Kind], table: LatencyTable) -> Ranks:
+    """A grid of ranks; of a table that was given, those that it knows."""
     found: Ranks = {}
+    geometry = site.geometry
+    known = [table.ranks(g) for g in site.geometries] if table.given else []
     for name, kind in kinds.items():
         if kind.applies(geometry):
-            grid = rank_grid(kind.max_rank(geometry))
+            grid = set(rank_grid(kind.max_rank(geometry)))
+            if known:
+                grid = {r for r in set.intersection(*(k.get(name, set()) for k in known)) if r < kind.full(geometry)}
             ranks = {r for r in grid if fit.relative(r, separable=kind.separable) <= MAX_ERROR}
             if ranks:
                 found[name] = ranks
@@ -72,7 +79,7 @@ def _adaptively(
 ) -> dict[str, float]:
     """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `ranks`."""
     times: dict[str, float] = {}
-    for _ in range(1 + _REFINEMENTS):
+    for _ in range(1 + (_ON_A_CARD if Provider.of(table.provider).on_device else _REFINEMENTS)):
         labels = {f"{name} {rank}": (kinds[name], rank) for name in ranks for rank in sorted(ranks[name])}
         if not labels.keys() - times.keys():
             break
@@ -119,14 +126,17 @@ def _choices(
     ms: Mapping[str, float],
     kinds: Mapping[str, Kind],
     noise: float,
+    *,
+    unknown: bool,
 ) -> Choices:
     geometry = site.geometry
     positions = macs_per_weight(site, loaded)
     weights = geometry.outputs * geometry.inputs
     dense = Decision(site.name, geometry.op, (geometry.outputs, geometry.inputs), ms_before=ms.get(DENSE))
-    if not ranks:
-        small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
-        return Choices(dense.keep(Why.TOO_SMALL if small else Why.LOSS), (), (), positions * weights, weights)
+    small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
+    if unknown or not ranks:
+        why = Why.TOO_SMALL if small else Why.NOT_TIMED if unknown else Why.LOSS
+        return Choices(dense.keep(why), (), (), positions * weights, weights)
     timed, faster = [], []
     for name, tried in ranks.items():
         by_rank = {rank: ms[f"{name} {rank}"] for rank in tried if f"{name} {rank}" in ms}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ import numpy as np
 import onnx
 
 from onnx_lowrank import timing
+from onnx_lowrank.binding import Bound
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.timing import Ratio
+
+WARM_SECONDS = 0.5
+"""A card is warmed up for so long before a timing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself."""
+    """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself.
+
+    `transfers` are milliseconds to move inputs and outputs between host and card; they are in no other time.
+    """
 
     shape: dict[str, list[int]]
     clock: str
@@ -28,6 +36,7 @@ class Latency:
     after: dict[str, float | int]
     ratio: Ratio
     aa: Ratio
+    transfers: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
@@ -41,7 +50,31 @@ class Latency:
             "ratio": self.ratio.value,
             "ratio_ci": [self.ratio.low, self.ratio.high],
             "aa_ratio_ci": [self.aa.low, self.aa.high],
+            **({"transfers": self.transfers} if self.transfers else {}),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A session that is ready to be timed: one run, and what it took to get there."""
+
+    run: Callable[[], object]
+    load_ms: float
+    first_run_ms: float
+
+    def start(self) -> dict[str, float]:
+        """Milliseconds of loading and of the first run, where engines are built and algorithms looked for."""
+        return {"load_ms": self.load_ms, "first_run_ms": self.first_run_ms} if isinstance(self.run, Bound) else {}
+
+
+def opened(model: Path | onnx.ModelProto, feed: Feed, *, provider: str, threads: int, folder: Path | None) -> Opened:
+    """Load a model for timing and run it once on a feed."""
+    since = time.perf_counter()
+    session = Session(model, provider=provider, threads=threads, folder=folder, purpose="time")
+    loaded = time.perf_counter()
+    run = session.timed(feed)
+    run()
+    return Opened(run, (loaded - since) * 1e3, (time.perf_counter() - loaded) * 1e3)
 
 
 def race(
@@ -58,11 +91,15 @@ def race(
     """Time models turn about against the first, with the first twice as an A/A control.
 
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
+    On a card inputs and outputs stay there and every run ends when the card is done.
     Returns one entry for every model after the first.
     """
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
-    runs = [functools.partial(s.run, feed) for s in sessions]
-    samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
+    ready = [opened(m, feed, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
+    runs = [one.run for one in ready]
+    warm = WARM_SECONDS if Provider.of(provider).on_device else 0.0
+    samples = timing.interleave(
+        runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9, warm_seconds=warm
+    )
     times, clock = samples.of(provider, threads)
     aa = timing.paired_ratio(times[:, 0], times[:, 1], seed=seed)
     return [
@@ -70,12 +107,13 @@ def race(
             shape={name: list(array.shape) for name, array in feed.items()},
             clock=clock,
             threads=threads,
-            before=timing.summary(times[:, 1]),
-            after=timing.summary(times[:, column]),
+            before=timing.summary(times[:, 1]) | ready[1].start(),
+            after=timing.summary(times[:, column]) | ready[column].start(),
             ratio=timing.paired_ratio(times[:, 1], times[:, column], seed=seed),
             aa=aa,
+            transfers=runs[1].transfers() if isinstance(runs[1], Bound) else {},
         )
-        for column in range(2, len(sessions))
+        for column in range(2, len(ready))
     ]
 
 
@@ -91,11 +129,18 @@ def quick_race(
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+    captured = Provider.of(provider).captured  # a captured graph knows one shape: a session for each
+    models = (original, other)
+    warm = WARM_SECONDS if Provider.of(provider).on_device else 0.0
+    sessions: list[Session] = []
     found = []
     for feed in feeds:
-        runs = [functools.partial(s.run, feed) for s in sessions]
-        samples = timing.interleave(runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5)
+        if captured or not sessions:
+            sessions = [Session(m, provider=provider, threads=threads, folder=folder, purpose="time") for m in models]
+        runs = [s.timed(feed) for s in sessions]
+        samples = timing.interleave(
+            runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5, warm_seconds=warm
+        )
         times, _ = samples.of(provider, threads)
         found.append(np.median(times, axis=0) * 1e3)
     before, after = np.mean(found, axis=0)

@@ -20,6 +20,7 @@ FOLDERS: Final = ("onnx_lowrank", "passes", "models")
 LEVELS: Final[dict[str, int]] = {
     # what everything may use
     "errors": 0,
+    "providers": 0,
     "settings": 0,
     # arrays and values
     "grouping": 1,
@@ -39,9 +40,13 @@ LEVELS: Final[dict[str, int]] = {
     "search": 2,
     "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
+    "binding": 3,
     "constants": 3,
     "files": 3,
+    "gpu": 3,
     "graph": 3,
+    "libraries": 3,
+    "placement": 3,
     "protos": 3,
     "runtime": 3,
     "saving": 3,
