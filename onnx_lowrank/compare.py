@@ -10,6 +10,7 @@ from typing import Any
 from onnx_lowrank import measure
 from onnx_lowrank.errors import ModelError, SettingsError
 from onnx_lowrank.files import read_model
+from onnx_lowrank.hardware import card
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.prepare import open_inputs
@@ -39,6 +40,7 @@ class Comparison:
     samples: int
     provider: str
     threads: int
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Stable keys, schema 1."""
@@ -50,7 +52,7 @@ class Comparison:
             "samples": self.samples,
             "provider": self.provider,
             "threads": self.threads,
-            "environment": environment(),
+            "environment": environment() | self.hardware,
         }
 
 
@@ -84,12 +86,13 @@ def compare(models: Sequence[str | Path], *, data: Any = None, **choices: Any) -
         Row(str(path), file.bytes, measure.parameters(file.model), loss, latency)
         for path, file, loss, latency in zip(paths, files, losses, [None, *latencies], strict=True)
     ]
+    around = card(settings.provider)
     kind = "synthetic" if source.synthetic else "user"
-    return Comparison(tuple(rows), kind, references.count, settings.provider, settings.threads)
+    return Comparison(tuple(rows), kind, references.count, str(settings.provider), settings.threads, around)
 
 
 def _loss(path: Path, references: References, settings: Settings) -> float:
-    session = Session(path, provider=settings.provider, threads=0)
+    session = Session(path, provider=settings.provider, threads=0, purpose="verify")
     if missing := [name for name in references.outputs if name not in session.output_names]:
         raise ModelError(f"{path}: has no output '{missing[0]}'; compare models with the same inputs and outputs")
     try:

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 
 from onnx_lowrank.calibration import Fits
-from onnx_lowrank.latency import LatencyTable
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
@@ -75,6 +76,11 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     Raises:
         SettingsError: the plan is for another graph.
     """
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
     loaded = load(path, data, settings, clock)
     decided, rewritten_sites = None, None
     if plan is not None:
@@ -98,7 +104,7 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     if loaded.source.synthetic:
         run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
     if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {table.environment.get('processor')}")
+        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
     return run
 
 

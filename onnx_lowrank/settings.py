@@ -123,12 +123,16 @@ class Settings:
                     f"no execution provider is called '{self.provider}'{suggestion(self.provider, PROVIDERS)}"
                 )
             for name in ("speedup", "require_speedup"):
-                if getattr(self, name) is not None:
+                if (getattr(self, name) or 1.0) > 1:
                     raise SettingsError(f"{name} is measured; without verify_latency give another goal, or a size")
         engines = None if self.cache.is_file() else self.cache / "tensorrt"
         provider = Provider(
             str(self.provider), options, fallback=self.cpu_fallback, here=self.verify_latency, folder=engines
         )
+        if options and provider.short == "cpu":
+            raise SettingsError(
+                f"provider cpu takes no options, '{next(iter(options))}' was given; name another provider"
+            )
         if not self.cpu_fallback and provider.short not in NVIDIA:
             raise SettingsError(f"cpu_fallback says nothing for provider '{self.provider}'; give cuda or tensorrt")
         object.__setattr__(self, "provider_options", options)

@@ -83,11 +83,13 @@ LEVELS: Final[dict[str, int]] = {
     # what drives them
     "candidates": 6,
     "compare": 6,
+    "hardware": 6,
     "insitu": 6,
     "layers": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
+    "prediction": 6,
     "prepare": 6,
     "probe": 6,
     "refit": 6,
