@@ -48,7 +48,7 @@ def measured_choices(
     times: dict[tuple[Geometry, ...], dict[str, float]] = {}
     for done, (geometries, ranks) in enumerate(wanted.items()):
         progress("measure", done, len(wanted))
-        times[geometries] = _adaptively(geometries, ranks, kinds, table)
+        times[geometries] = adaptive_times(geometries, ranks, kinds, table)
         table.save()
     progress("measure", len(wanted), len(wanted))
     return [
@@ -74,7 +74,7 @@ def _first_ranks(site: Site, fit: Fit, kinds: Mapping[str, Kind], table: Latency
     return found
 
 
-def _adaptively(
+def adaptive_times(
     geometries: tuple[Geometry, ...], ranks: Ranks, kinds: Mapping[str, Kind], table: LatencyTable
 ) -> dict[str, float]:
     """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `ranks`."""

@@ -91,8 +91,21 @@ def separable(
     thin = len(vertical) * width
     features = np.tensordot(half, vertical, axes=([2], [1])).transpose(0, 1, 3, 2).reshape(thin, thin)
     cross = np.tensordot(half, by_column, axes=([2, 3], [1, 2])).reshape(thin, outputs)
-    ridge = max(_RIDGE * float(np.trace(features)) / thin, np.finfo(np.float64).tiny)
-    lower = scipy.linalg.cholesky(features + ridge * np.eye(thin), lower=True)
+    lower = _lower(features, max(_RIDGE * float(np.trace(features)) / thin, np.finfo(np.float64).tiny))
     coordinates = scipy.linalg.solve_triangular(lower, cross, lower=True)
     power = float(np.sum((weight @ covariance) * weight))
     return Separable(vertical, lower, coordinates, power, mean.reshape(columns, width), count)
+
+
+def _lower(features: Array, ridge: float) -> Array:
+    """Lower Cholesky factor with a ridge, a larger one where rounding has left less than positive definite.
+
+    Raises:
+        ValueError: features that no ridge helps.
+    """
+    for _ in range(8):
+        try:
+            return np.asarray(scipy.linalg.cholesky(features + ridge * np.eye(len(features)), lower=True))
+        except scipy.linalg.LinAlgError:
+            ridge *= 100
+    raise ValueError("its second moments are not positive definite")
