@@ -273,7 +273,11 @@ class LatencyTable:
         feed = {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
         sessions = [
             runtime.Session(
-                fragment_model(f, geometry, copies), provider=self.provider, threads=self.threads, purpose="time"
+                fragment_model(f, geometry, copies),
+                provider=self.provider,
+                threads=self.threads,
+                spin=True,
+                purpose="time",
             )
             for f in fragments.values()
         ]

@@ -70,7 +70,7 @@ class Opened:
 def opened(model: Path | onnx.ModelProto, feed: Feed, *, provider: str, threads: int, folder: Path | None) -> Opened:
     """Load a model for timing and run it once on a feed."""
     since = time.perf_counter()
-    session = Session(model, provider=provider, threads=threads, folder=folder, purpose="time")
+    session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, purpose="time")
     loaded = time.perf_counter()
     run = session.timed(feed)
     run()
@@ -136,7 +136,9 @@ def quick_race(
     found = []
     for feed in feeds:
         if captured or not sessions:
-            sessions = [Session(m, provider=provider, threads=threads, folder=folder, purpose="time") for m in models]
+            sessions = [
+                Session(m, provider=provider, threads=threads, folder=folder, spin=True, purpose="time") for m in models
+            ]
         runs = [s.timed(feed) for s in sessions]
         samples = timing.interleave(
             runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5, warm_seconds=warm

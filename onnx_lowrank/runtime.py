@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import onnx
 from onnx_lowrank import libraries
 from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
+from onnx_lowrank.profiles import NodeRun as NodeRun
+from onnx_lowrank.profiles import node_runs
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
 from onnx_lowrank.settings import suggestion
@@ -31,17 +32,6 @@ _TYPES = {
     "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
     "tensor(bool)": "bool", "tensor(string)": "object",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NodeRun:
-    """One node in a profiled run: shapes of its inputs and outputs, how often it ran, its time."""
-
-    op: str
-    input_shapes: tuple[tuple[int, ...], ...]
-    output_shapes: tuple[tuple[int, ...], ...]
-    count: int
-    ms: float
 
 
 def load() -> Any:
@@ -100,6 +90,8 @@ class Session:
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
         prepack: False maps weights from disk instead of copying them; for calibration, never for timing.
+        spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
+            use too it slows everybody down.
         purpose: what it is for: options of the provider that only timed runs bear, and engines that take long to
             build, are left out where they serve nothing.
 
@@ -117,6 +109,7 @@ class Session:
         folder: Path | None = None,
         optimize: bool = True,
         prepack: bool = True,
+        spin: bool = False,
         profile_to: str | None = None,
         purpose: Purpose = "samples",
     ) -> None:
@@ -131,6 +124,8 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
@@ -245,7 +240,7 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
         session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    return _node_runs(events)
+    return node_runs(events)
 
 
 def node_times(
@@ -267,30 +262,10 @@ def profiled(
     """Events of the runtime's profile of some runs."""
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(model, provider=provider, threads=threads, folder=folder, profile_to=prefix, purpose="verify")
+        session = Session(
+            model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
+        )
         for _ in range(runs):
             session.run(feed)
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
     return events
-
-
-def _node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
-    found: dict[int, NodeRun] = {}
-    for event in events:
-        name, _, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") != "Node" or not name.startswith("onnx_lowrank_node_") or suffix:
-            continue
-        position, args = int(name.removeprefix("onnx_lowrank_node_")), event["args"]
-        earlier = found.get(position)
-        found[position] = NodeRun(
-            op=args["op_name"],
-            input_shapes=_shapes(args["input_type_shape"]),
-            output_shapes=_shapes(args["output_type_shape"]),
-            count=1 + (earlier.count if earlier else 0),
-            ms=event["dur"] / 1e3 + (earlier.ms if earlier else 0.0),
-        )
-    return found
-
-
-def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(shape) for entry in entries for shape in entry.values())

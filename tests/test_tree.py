@@ -34,6 +34,7 @@ LEVELS: Final[dict[str, int]] = {
     "timing": 1,
     # what decides
     "allocate": 2,
+    "blame": 2,
     "fragment": 2,
     "plan": 2,
     "policies": 2,
@@ -47,6 +48,7 @@ LEVELS: Final[dict[str, int]] = {
     "graph": 3,
     "libraries": 3,
     "placement": 3,
+    "profiles": 3,
     "protos": 3,
     "runtime": 3,
     "saving": 3,

@@ -279,6 +279,7 @@ def of_group(run: Run, choices: list[Choices], allowed: Callable[[str], bool]) -
     return {
         "status": report["status"], "ratio": verdict["speedup"], "ratio_ci": verdict["speedup_ci"],
         "loss": verdict["loss"], "latency": timed[0] if timed else None, "kinds": counts,
-        "additivity": report["additivity"], "fallback": report["environment"].get("fallback", []), "gpu": report["environment"].get("gpu"),
+        "additivity": report["additivity"], "fallback": report["environment"].get("fallback", []),
+        "gpu": report["environment"].get("gpu"),
         "warnings": report["warnings"],
     }  # fmt: skip
