@@ -102,6 +102,16 @@ class Suite:
         return {name: (batch, *shape[1:]) for name, shape in own.items()}
 
 
+def opens(suite: Suite) -> None:
+    """Open the smallest model on the provider.
+
+    Raises:
+        LowRankError: it does not load; the message names what is missing.
+    """
+    built = random_models.MODELS["resnet50"](**random_models.TINY["resnet50"])
+    Session(built.net.model(built.inputs, built.output, built.width, 0), provider=suite.provider)
+
+
 def providers(suite: Suite) -> Items:
     """Whether the provider works at all, and how."""
 

@@ -3,7 +3,7 @@
 python tools/gpu_suite.py --out DIR [--part providers|correctness|staircases|latency|all] [--seconds 520] [--zoo FOLDER]
 
 Each part writes DIR/PART.json after every item and skips the items that are there; an item that failed with an error
-stays there too (delete it from the file to try again). No item is begun that would probably outlast the seconds. The
+stays there too, until `--retry`. A provider that does not load ends the suite at once (exit code 2). No item is begun that would probably outlast the seconds. The
 measured tables lie in DIR/tables and, ready for `--cache FILE` elsewhere, in DIR/table-*.json (docs/tables.md).
 FOLDER holds NAME.onnx and NAME.npz of craft, vgg16, minilm, efficientnet, smollm: those that are there are measured.
 
@@ -40,10 +40,12 @@ FIRST_GUESS = {"providers": 15.0, "correctness": 15.0, "staircases": 10.0, "late
 """Seconds of an item on a card before one was seen."""
 
 
-def run_part(suite: Suite, name: str, out: Path, end: float) -> bool:
+def run_part(suite: Suite, name: str, out: Path, end: float, *, retry: bool) -> bool:
     """Measure the items that the part's file lacks; whether all are there now."""
     path = out / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {"items": {}, "seconds": {}}
+    if retry:
+        found["items"] = {item: result for item, result in found["items"].items() if "error" not in result}
     whole = True
     for item, measure in PARTS[name](suite):
         if item in found["items"]:
@@ -83,7 +85,7 @@ def export_tables(out: Path) -> None:
 
 
 def main() -> int:
-    """Run the parts; 0 when all their items are measured, 3 when the seconds did not reach."""
+    """Run the parts; 0 when all their items are measured, 2 without the provider, 3 when the seconds did not reach."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--out", type=Path, required=True)
@@ -92,12 +94,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=520.0)
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--retry", action="store_true", help="try items again that failed with an error")
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
     (given.out / "tables").mkdir(parents=True, exist_ok=True)
     provider = Provider(given.provider, parse_options(given.provider_option), folder=given.out / "tensorrt")
     suite = Suite(provider, given.out, given.zoo, given.dry_run)
-    done = {name: run_part(suite, name, given.out, end) for name in PARTS if given.part in (name, "all")}
+    try:
+        gpu_parts.opens(suite)
+    except LowRankError as fault:
+        print(f"error: {fault}")
+        return 2
+    parts = [name for name in PARTS if given.part in (name, "all")]
+    done = {name: run_part(suite, name, given.out, end, retry=given.retry) for name in parts}
     export_tables(given.out)
     left = [name for name, whole in done.items() if not whole]
     print(f"not finished: {', '.join(left)}; run the same command again" if left else "all parts are measured")
