@@ -210,14 +210,9 @@ class LatencyTable:
         row = self._rows.get(geometry.key(), {})
         return [label for label in labels if label not in row]
 
-    def ranks(self, geometry: Geometry) -> dict[str, set[int]]:
-        """The ranks by kind that are known for this geometry."""
-        found: dict[str, set[int]] = {}
-        for label in self._rows.get(geometry.key(), {}):
-            kind, _, rank = label.rpartition(" ")
-            if rank.isdecimal():
-                found.setdefault(kind, set()).add(int(rank))
-        return found
+    def labels(self, geometry: Geometry) -> set[str]:
+        """What is known of this geometry."""
+        return set(self._rows.get(geometry.key(), {}))
 
     def known(self, key: str) -> dict[str, float]:
         """What is kept under a key of `recall`; empty when unknown."""

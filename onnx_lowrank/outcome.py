@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
 from onnx_lowrank.hardware import hardware
 from onnx_lowrank.latency import machine
-from onnx_lowrank.measure import Latency, no_change
+from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.prediction import Prediction, predicted
 from onnx_lowrank.report import ModelFacts, Report, Verdict
@@ -101,17 +102,20 @@ def _publish(
             f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; OUT not written"
         )
     default = _at_default_threads(run, staged)
+    run.warnings += cautions((*found.latency, *default))
     goal = run.settings.speedup
     if goal is not None and ratio.value < goal:
         run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
     after = facts_of(staged, run.loaded, out)
-    around = hardware_of(run, staged)
+    around = hardware_of(run, staged) | ({"start": found.start} if found.start else {})
+    details = examined(run, staged, found)
     publish(staged, out)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
         verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions)))
-    return report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around)
+    report = report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around)
+    return dataclasses.replace(report, details=details)
 
 
 def _at_default_threads(run: Run, staged: Path) -> tuple[Latency, ...]:

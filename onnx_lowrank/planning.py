@@ -294,6 +294,6 @@ def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
 
 def _digest(run: Run, decisions: Decisions) -> str:
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    chosen = [(d.node, d.kind, d.rank) for d in decisions if d.kind]
+    chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     text = f"{run.loaded.file.sha256} {shapes} {chosen}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -94,6 +94,7 @@ class Report:
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -124,6 +125,7 @@ class Report:
             "seconds": self.seconds,
             "command": self.command,
             "warnings": list(self.warnings),
+            **self.details,
         }
 
 

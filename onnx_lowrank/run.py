@@ -88,7 +88,7 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         wanted = {d.node for d in plan.decisions}
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
         decided = unrepaired(plan)
-        rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, _, _ in r.ranks}
+        rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)

@@ -18,8 +18,8 @@ import onnx
 from onnx_lowrank import libraries
 from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
-from onnx_lowrank.profiles import NodeRun as NodeRun
-from onnx_lowrank.profiles import node_runs
+from onnx_lowrank.events import NUMBERED, node_runs
+from onnx_lowrank.events import NodeRun as NodeRun
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
 from onnx_lowrank.settings import suggestion
@@ -234,7 +234,7 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named = onnx.ModelProto()
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
-        node.name = f"onnx_lowrank_node_{position}"
+        node.name = f"{NUMBERED}{position}"
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)

@@ -13,7 +13,7 @@ from typing import Any
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.providers import NVIDIA, PROVIDERS, Provider, checked_options
 
-KIND_NAMES = ("svd", "conv_svd", "spatial", "pivot", "nystrom")
+KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 DEFAULT_LIMIT = 0.01
@@ -46,6 +46,7 @@ class Settings:
         verify_latency: False plans for a machine that is not here, with a table that was measured there: everything
             runs on the CPU, nothing is timed, and the latency in the verdict is predicted.
         threads: intra-op threads of every timing; one is stable and comparable.
+        streams: above 1, throughput is also measured with so many threads that run at the same time.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
         kinds: ways to rewrite a site that may be used.
@@ -71,6 +72,7 @@ class Settings:
     cpu_fallback: bool = True
     verify_latency: bool = True
     threads: int = 1
+    streams: int = 1
     policy: str = "knapsack"
     refit: bool = True
     kinds: tuple[str, ...] = KIND_NAMES
@@ -87,6 +89,8 @@ class Settings:
         self._check_provider()
         if self.threads < 1:
             raise SettingsError(f"threads is {self.threads}; give 1 or more")
+        if not 1 <= self.streams <= 256:
+            raise SettingsError(f"streams is {self.streams}; give 1 to 256")
         if self.samples < 1:
             raise SettingsError(f"samples is {self.samples}; give 1 or more")
         if self.seed < 0:

@@ -9,8 +9,7 @@ import importlib.util
 import io
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,20 @@ import onnx
 import random_models
 
 from onnx_lowrank import measure, synthetic
-from onnx_lowrank.allocate import Choices
 from onnx_lowrank.candidates import adaptive_times
 from onnx_lowrank.hardware import card
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.latency import CONTROL, DENSE, LatencyTable
-from onnx_lowrank.outcome import finish
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.placement import placed
-from onnx_lowrank.planning import choose, decide_plan
 from onnx_lowrank.providers import NVIDIA, Provider
-from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.runtime import Session, load, version
-from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Geometry
 from onnx_lowrank.staircase import rank_grid, steps
 
 Items = Iterator[tuple[str, Callable[[], Any]]]
 
 ZOO = ("craft", "vgg16", "minilm", "efficientnet", "smollm")
-PRESERVING = ("nystrom",)
-"""Kinds that add no node: depth costs most on a card."""
-
-GROUPS: Mapping[str, Callable[[str], bool]] = {
-    "all": lambda kind: bool(kind),
-    "depth_preserving": lambda kind: kind in PRESERVING,
-    "depth_adding": lambda kind: kind not in PRESERVING,
-}
-LOSS = 0.01
 CONVS = ((64, 64, 3, 56), (256, 64, 1, 56), (128, 128, 3, 28), (256, 256, 3, 14), (512, 512, 3, 28), (2048, 512, 1, 7))
 """Outputs, inputs, kernel and image size of convolutions of ResNet-50 and VGG-16."""
 
@@ -162,8 +147,11 @@ def tensorrt(suite: Suite) -> dict[str, Any]:
     """Milliseconds to build the engines of a model, and to load them when they are kept."""
     path, feed = suite.model("resnet50", "fp32"), suite.data("resnet50", 1)[0]
     chosen = Provider("tensorrt", folder=suite.out / "tensorrt")
-    first, second = (measure.opened(path, feed, provider=chosen, threads=1, folder=None).start() for _ in range(2))
-    return {"built": first, "kept": second}
+    first, second = (measure.opened(path, feed, provider=chosen, threads=1, folder=None) for _ in range(2))
+    return {
+        name: {"load_ms": one.load_ms, "first_run_ms": one.first_run_ms}
+        for name, one in (("built", first), ("kept", second))
+    }
 
 
 def difference(first: list[Any], other: list[Any]) -> float:
@@ -220,16 +208,14 @@ def staircases(suite: Suite) -> Items:
     def measured(geometry: Geometry, options: dict[str, str]) -> dict[str, Any]:
         provider = Provider(suite.provider, {**suite.provider.options, **options}, folder=suite.provider.folder)
         table = LatencyTable(suite.out / "tables", provider=provider, threads=1)
-        ranks = {
-            name: set(rank_grid(kind.max_rank(geometry), 12)) for name, kind in kinds.items() if kind.applies(geometry)
-        }
-        ranks = {name: found for name, found in ranks.items() if found}
-        times = adaptive_times((geometry,), ranks, kinds, table)
+        applying = {name: kind for name, kind in kinds.items() if kind.applies(geometry) and kind.max_rank(geometry)}
+        sizes = {name: {(r, 0) for r in rank_grid(k.max_rank(geometry), 12)} for name, k in applying.items()}
+        times = adaptive_times((geometry,), sizes, kinds, table)
         table.save()
         row = table.rows([geometry])[geometry.key()]
         noise, by_kind = table.noise(geometry), {}
-        for name, tried in ranks.items():
-            by_kind[name] = steps({r: times[f"{name} {r}"] for r in tried if f"{name} {r}" in times}, noise)
+        for name, tried in sizes.items():
+            by_kind[name] = steps({r: times[f"{name} {r}"] for r, _ in tried if f"{name} {r}" in times}, noise)
         return {"geometry": geometry.key(), "noise": noise, "dense_ms": row[DENSE], "again_ms": row.get(CONTROL),
                 "kinds": by_kind, "ms": row}  # fmt: skip
 
@@ -241,55 +227,3 @@ def staircases(suite: Suite) -> Items:
     for label, (dtype, options) in precisions.items():
         for name, geometry in geometries(suite).items():
             yield f"{label} {name}", functools.partial(measured, dataclasses.replace(geometry, dtype=dtype), options)
-
-
-def latency(suite: Suite) -> Items:
-    """Paired ratios of dense and low rank, and what each group of kinds gains alone."""
-    batches = (1, 2) if suite.dry else (1, 32)
-    for batch in batches:
-        for name in suite.models:
-            for precision in ("fp32",) if suite.dry else ("fp32", "fp16"):
-                yield f"{name} {precision} b{batch}", functools.partial(paired, suite, name, precision, batch)
-
-
-def paired(suite: Suite, name: str, precision: str, batch: int) -> dict[str, Any]:
-    """One calibration and one table; a plan, a saved file and a paired timing for each group of kinds."""
-    settings = Settings(
-        provider=str(suite.provider), provider_options=suite.provider.options, max_loss=LOSS,
-        samples=8 if suite.dry else 32, shapes=(suite.shapes(name, batch),), cache=suite.out / "tables", refit=False,
-    )  # fmt: skip
-    run = start(suite.model(name, precision), suite.data(name, settings.samples), settings, Clock(lambda *_: None))
-    choices = choose(run)
-    groups = {group: of_group(run, choices, allowed) for group, allowed in GROUPS.items()}
-    gains = {group: 1 - 1 / found["ratio"] for group, found in groups.items()}
-    shares = {group: gain / gains["all"] if gains["all"] > 0 else None for group, gain in gains.items()}
-    low_rank = {**groups["all"], "share_of_gain": {group: shares[group] for group in GROUPS if group != "all"}}
-    trained = name not in random_models.MODELS
-    return {"batch": batch, "precision": precision, "trained": trained, "loss_limit": LOSS, "low_rank": low_rank,
-            "groups": groups, "quantised": None, "both": None}  # fmt: skip
-
-
-def of_group(run: Run, choices: list[Choices], allowed: Callable[[str], bool]) -> dict[str, Any]:
-    """What the kinds of a group make of the model."""
-    mine = [
-        dataclasses.replace(
-            c,
-            candidates=tuple(k for k in c.candidates if allowed(k.kind)),
-            timed=tuple(k for k in c.timed if allowed(k.kind)),
-        )
-        for c in choices
-    ]
-    one = dataclasses.replace(run, frontier=[], warnings=list(run.warnings), additivity={})
-    with tempfile.TemporaryDirectory() as folder:
-        report = finish(one, decide_plan(one, (), mine), Path(folder, "out.onnx"), False, "", give_back=True).to_dict()
-    verdict, timed = report["verdict"], report["latency"][:1]
-    counts: dict[str, int] = {}
-    for site in report["sites"]:
-        counts[site["kind"] or "dense"] = counts.get(site["kind"] or "dense", 0) + 1
-    return {
-        "status": report["status"], "ratio": verdict["speedup"], "ratio_ci": verdict["speedup_ci"],
-        "loss": verdict["loss"], "latency": timed[0] if timed else None, "kinds": counts,
-        "additivity": report["additivity"], "fallback": report["environment"].get("fallback", []),
-        "gpu": report["environment"].get("gpu"),
-        "warnings": report["warnings"],
-    }  # fmt: skip

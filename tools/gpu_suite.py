@@ -3,8 +3,9 @@
 python tools/gpu_suite.py --out DIR [--part providers|correctness|staircases|latency|all] [--seconds 520] [--zoo FOLDER]
 
 Each part writes DIR/PART.json after every item and skips the items that are there; an item that failed with an error
-stays there too, until `--retry`. A provider that does not load ends the suite at once (exit code 2). No item is begun that would probably outlast the seconds. The
-measured tables lie in DIR/tables and, ready for `--cache FILE` elsewhere, in DIR/table-*.json (docs/tables.md).
+stays there too, until `--retry`. A provider that does not load ends the suite at once (exit code 2). No item is begun
+that would probably outlast the seconds. The measured tables lie in DIR/tables and, ready for `--cache FILE` elsewhere,
+in DIR/table-*.json (docs/tables.md).
 FOLDER holds NAME.onnx and NAME.npz of craft, vgg16, minilm, efficientnet, smollm: those that are there are measured.
 
 `--provider cpu --dry-run` takes tiny models and shapes, to see on any machine that the suite runs. Nothing here reads
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_latency
 import gpu_parts
 from gpu_parts import Suite
 
@@ -34,7 +36,7 @@ PARTS: dict[str, Callable[[Suite], Iterator[tuple[str, Callable[[], Any]]]]] = {
     "providers": gpu_parts.providers,
     "correctness": gpu_parts.correctness,
     "staircases": gpu_parts.staircases,
-    "latency": gpu_parts.latency,
+    "latency": gpu_latency.latency,
 }
 FIRST_GUESS = {"providers": 15.0, "correctness": 15.0, "staircases": 10.0, "latency": 60.0}
 """Seconds of an item on a card before one was seen."""
