@@ -121,8 +121,7 @@ def race(
     if streams > 1:
         rates = throughput([opener(model)() for model in models], streams, seed=seed)
         stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
-    bound = opener(models[0])() if Provider.of(provider).on_device else None
-    moved = bound.transfers() if isinstance(bound, Bound) else {}
+    moved = _transfers(opener(models[0])) if Provider.of(provider).on_device else {}
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -140,6 +139,12 @@ def race(
         )
         for column in range(2, times.shape[1])
     ]
+
+
+def _transfers(opener: sessions.Opener) -> dict[str, float]:
+    """Milliseconds to move inputs and outputs; nothing where they are not bound."""
+    run = opener()
+    return run.transfers() if isinstance(run, Bound) else {}
 
 
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
