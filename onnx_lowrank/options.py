@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.providers import parse_options
 from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, default_cache
 
 PATH = click.Path(path_type=Path)
@@ -32,8 +33,23 @@ DATA = click.option(
     metavar="SRC",
     help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.",
 )
+PROVIDER_OPTION = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Passed to the provider, such as use_tf32=0. Repeatable; latency tables belong to it too.",
+)
 WHERE = (
     click.option("--provider", default=None, help="Execution provider that will run the model [default: cpu]."),
+    PROVIDER_OPTION,
+    click.option(
+        "--no-cpu-fallback",
+        "cpu_fallback",
+        flag_value=False,
+        default=None,
+        help="Refuse a model with nodes that the provider leaves to the CPU.",
+    ),
     click.option("--threads", type=int, default=None, help="Intra-op threads of every timing [default: 1]."),
     click.option(
         "--shape",
@@ -108,6 +124,13 @@ CACHE = click.option(
 RESUME = click.option(
     "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
 )
+PREDICT = click.option(
+    "--no-verify-latency",
+    "verify_latency",
+    flag_value=False,
+    default=None,
+    help="Plan for a machine that is not here, with its table (--cache FILE): the latency is predicted, not measured.",
+)
 SHOW = (
     click.option(
         "--report", "report_to", type=PATH, help="Write the report: .html, .json, .md, or raw samples as .csv."
@@ -141,6 +164,8 @@ def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         choices["kinds"] = tuple(kind.strip() for kind in choices["kinds"].split(",") if kind.strip())
     if "shapes" in choices:
         choices["shapes"] = _shape_sets([_shape(text) for text in choices["shapes"]])
+    if "provider_options" in choices:
+        choices["provider_options"] = parse_options(choices["provider_options"])
     if "output_weights" in choices:
         choices["output_weights"] = dict(_weight(text) for text in choices["output_weights"])
     return show, choices

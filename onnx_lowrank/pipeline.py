@@ -10,9 +10,11 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import check_output
-from onnx_lowrank.outcome import finish, report_of, verdict_of
+from onnx_lowrank.measure import Latency
+from onnx_lowrank.outcome import finish, hardware_of, report_of, scope_of, verdict_of
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.planning import choose, decide_plan
+from onnx_lowrank.prediction import predicted
 from onnx_lowrank.prepare import Progress
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
@@ -40,11 +42,16 @@ def analyze(
     plan = _planned(run, data)
     clock("verify", 0, 1)
     path = run.loaded.file.path
-    race = race_files([path, run.build(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
+    race: tuple[Latency, ...] = ()
+    if settings.verify_latency:
+        race = race_files([path, run.build(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
+    else:
+        found = predicted(run, plan.decisions)
+        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found)}"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
-    return report_of(run, plan, verdict, before, before, race, command)
+    return report_of(run, plan, verdict, before, before, race, command, hardware_of(run, path))
 
 
 def optimize(
@@ -179,6 +186,7 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
     else:
         asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
     asked["output_weights"] = dict(plan.output_weights)
+    asked["provider_options"] = dict(plan.provider_options)
     return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 
 

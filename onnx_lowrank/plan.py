@@ -82,6 +82,7 @@ class Plan:
         output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
         refits: repairs of the factors with data, in their order.
+        provider_options: what the provider was given.
         shapes: of synthetic inputs and timings, one set after the other.
     """
 
@@ -98,6 +99,7 @@ class Plan:
     output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"
     refits: tuple[Refit, ...] = ()
+    provider_options: tuple[tuple[str, str], ...] = ()
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -117,6 +119,7 @@ class Plan:
         table["decisions"] = [{**dataclasses.asdict(d), "why": d.why and d.why.name} for d in self.decisions]
         table["shapes"] = [{name: list(shape) for name, shape in group} for group in self.shapes]
         table["output_weights"] = dict(self.output_weights)
+        table["provider_options"] = dict(self.provider_options)
         return json.dumps(table, indent=1) + "\n"
 
     @classmethod
@@ -134,6 +137,7 @@ class Plan:
             table["data"] = tuple(table["data"])
             table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
+            table["provider_options"] = tuple(table.get("provider_options", {}).items())
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
             )

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from onnx_lowrank.calibration import Fits
-from onnx_lowrank.latency import LatencyTable
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
@@ -84,6 +85,11 @@ def start(
     Raises:
         SettingsError: the plan is for another graph, or the disk is full.
     """
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
     loaded = load(path, data, settings, clock)
     if out is not None:
         check_room(out, loaded.file.bytes)
@@ -115,7 +121,7 @@ def start(
     if loaded.source.synthetic:
         run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
     if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {table.environment.get('processor')}")
+        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
     return run
 
 

@@ -20,6 +20,7 @@ FOLDERS: Final = ("onnx_lowrank", "passes", "models")
 LEVELS: Final[dict[str, int]] = {
     # what everything may use
     "errors": 0,
+    "providers": 0,
     "settings": 0,
     # arrays and values
     "alternating": 1,
@@ -45,10 +46,15 @@ LEVELS: Final[dict[str, int]] = {
     "search": 2,
     "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
+    "binding": 3,
     "constants": 3,
+    "events": 3,
     "files": 3,
     "functions": 3,
+    "gpu": 3,
     "graph": 3,
+    "libraries": 3,
+    "placement": 3,
     "protos": 3,
     "runtime": 3,
     "saving": 3,
@@ -98,11 +104,13 @@ LEVELS: Final[dict[str, int]] = {
     # what drives them
     "candidates": 6,
     "compare": 6,
+    "hardware": 6,
     "insitu": 6,
     "layers": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
+    "prediction": 6,
     "prepare": 6,
     "probe": 6,
     "refit": 6,
