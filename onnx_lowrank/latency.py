@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -21,6 +22,7 @@ from onnx_lowrank import runtime, timing
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
 from onnx_lowrank.grouping import grouped
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.sites import Geometry
 
@@ -59,9 +61,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(provider: str, threads: int) -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table."""
-    return {
+def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
+    """What the times depend on beside the geometry; the readable key of a table.
+
+    Args:
+        precision: label of a scheme; empty is the model's own.
+    """
+    made = {"precision": precision} if precision else {}
+    return made | {
         "processor": processor(),
         "cores": os.cpu_count(),
         "runtime": runtime.version(),
@@ -118,14 +125,18 @@ class LatencyTable:
     Args:
         place: the cache folder; or a file that `cache export` wrote, here or on the machine that will run the
             model: then nothing is timed here, and what the file does not hold is unknown.
+        lowering: makes the precision that fragments are timed in; None is the model's own.
 
     Raises:
         SettingsError: a file that is no table, or one for another provider or thread count.
     """
 
-    def __init__(self, place: Path, *, provider: str, threads: int, seed: int = 0) -> None:
-        self.provider, self.threads, self._seed = provider, threads, seed
-        self.environment: dict[str, Any] = environment(provider, threads)
+    def __init__(
+        self, place: Path, *, provider: str, threads: int, seed: int = 0, lowering: Lowering | None = None
+    ) -> None:
+        self.provider, self.threads, self._seed, self._lowering = provider, threads, seed, lowering
+        precision = lowering.scheme.label if lowering else ""
+        self.environment: dict[str, Any] = environment(provider, threads, precision)
         self.given = place.is_file()
         if self.given:
             self.path = place
@@ -134,6 +145,12 @@ class LatencyTable:
             if here != (provider, threads):
                 raise SettingsError(
                     f"{place}: measured for provider {here[0]} with {here[1]} threads; give --provider and --threads so"
+                )
+            if self.environment.get("precision", "") != precision:
+                have = self.environment.get("precision") or "the model's own precision"
+                raise SettingsError(
+                    f"{place}: measured in {have}, not in {precision or 'the precision of the model'}; run analyze there "
+                    "with the same --precision"
                 )
         else:
             self.path = place / table_name(self.environment)
@@ -195,14 +212,17 @@ class LatencyTable:
             self.save()
         return self._rows[key]
 
+    def _deployed(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, runtime.Feed]:
+        return (model, {X: x}) if self._lowering is None else self._lowering.fragment(model, x)
+
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment]) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        sessions = [
-            runtime.Session(fragment_model(f, geometry), provider=self.provider, threads=self.threads)
-            for f in fragments.values()
+        made = [self._deployed(fragment_model(f, geometry), x) for f in fragments.values()]
+        runs = [
+            functools.partial(runtime.Session(model, provider=self.provider, threads=self.threads).run, feed)
+            for model, feed in made
         ]
-        runs = [functools.partial(s.run, {X: x}) for s in sessions]
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS
         )

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank import timing
+from onnx_lowrank.linalg import Array
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.timing import Ratio
 
@@ -60,10 +61,31 @@ def race(
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
     Returns one entry for every model after the first.
     """
+    where: dict[str, Any] = {"provider": provider, "threads": threads, "folder": folder}
+    times, clock = raced(models, feed, **where, seed=seed, seconds=seconds, rounds=rounds)
+    return latencies(times, clock, feed, threads=threads, seed=seed)
+
+
+def raced(
+    models: Sequence[Path | onnx.ModelProto],
+    feed: Feed,
+    *,
+    provider: str,
+    threads: int,
+    seed: int,
+    seconds: float = 20.0,
+    rounds: int = 60,
+    folder: Path | None = None,
+) -> tuple[Array, str]:
+    """Seconds of every round, the first model twice and then all others; and the clock they were taken by."""
     sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
     runs = [functools.partial(s.run, feed) for s in sessions]
     samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
-    times, clock = samples.of(provider, threads)
+    return samples.of(provider, threads)
+
+
+def latencies(times: Array, clock: str, feed: Feed, *, threads: int, seed: int) -> list[Latency]:
+    """An entry for every model after the first, out of what `raced` gives."""
     aa = timing.paired_ratio(times[:, 0], times[:, 1], seed=seed)
     return [
         Latency(
@@ -75,12 +97,12 @@ def race(
             ratio=timing.paired_ratio(times[:, 1], times[:, column], seed=seed),
             aa=aa,
         )
-        for column in range(2, len(sessions))
+        for column in range(2, times.shape[1])
     ]
 
 
 def quick_race(
-    original: Path,
+    original: Path | onnx.ModelProto,
     other: onnx.ModelProto,
     feeds: Sequence[Feed],
     *,

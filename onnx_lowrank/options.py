@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, default_cache
+from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, PRECISION_NAMES, default_cache
 
 PATH = click.Path(path_type=Path)
 
@@ -70,6 +70,11 @@ HOW = (
     ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )
+PRECISION = click.option(
+    "--precision",
+    default=None,
+    help=f"What will be deployed: {', '.join(PRECISION_NAMES)}; OUT is written in it [default: as the model is].",
+)
 CACHE = click.option(
     "--cache",
     type=PATH,
@@ -89,6 +94,9 @@ WRITE = (
         "--external-data/--embedded-data",
         default=None,
         help="Weights beside the model or inside [default: as the model has them].",
+    ),
+    click.option(
+        "--keep-fp32", type=PATH, default=None, help="With --precision: the factored model in float32 goes here too."
     ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
 )

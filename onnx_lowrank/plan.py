@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.sites import Why
 
 SCHEMA = 2
@@ -79,6 +80,7 @@ class Plan:
         output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
         refits: repairs of the factors with data, in their order.
+        scheme: how the precision is made that was planned for; None is the model's own.
         shapes: of synthetic inputs and timings, one set after the other.
     """
 
@@ -95,6 +97,7 @@ class Plan:
     output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"
     refits: tuple[Refit, ...] = ()
+    scheme: Scheme | None = None
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -129,6 +132,7 @@ class Plan:
                 raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
+            table["scheme"] = Scheme.from_table(table.get("scheme"))
             table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
             table["shapes"] = tuple(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import scipy.linalg
 
 from onnx_lowrank import insitu, measure
@@ -22,6 +24,7 @@ from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import node_times
 from onnx_lowrank.search import search
 from onnx_lowrank.sensitivity import responses
+from onnx_lowrank.sites import Why
 
 Decisions = tuple[Decision, ...]
 
@@ -33,7 +36,15 @@ _POLISH_ROUNDS = 2
 def choose(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times and estimated losses."""
     choices = measured_choices(run.loaded, run.fits, run.table, run.settings, run.clock)
-    return _with_losses(run, with_layers(run.loaded, run.fits, run.table, choices, run.clock))
+    choices = with_layers(run.loaded, run.fits, run.table, choices, run.clock)
+    return _with_losses(run, [_in_float(run, choice) for choice in choices])
+
+
+def _in_float(run: Run, choice: Choices) -> Choices:
+    """Sites that the precision leaves in float keep their weight: their candidates were timed in the precision."""
+    if run.lowering is None or choice.dense.node not in run.lowering.scheme.exclude:
+        return choice
+    return dataclasses.replace(choice, dense=choice.dense.keep(Why.IN_FLOAT), candidates=(), timed=())
 
 
 def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
@@ -63,6 +74,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         output_weights=tuple(sorted(settings.output_weights.items())),
         policy=settings.policy,
         refits=refits,
+        scheme=run.lowering.scheme if run.lowering else None,
     )
 
 
@@ -81,7 +93,7 @@ def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[D
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
     left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
-    scale = one.loss / max(predicted_loss(one.decisions), 1e-12)
+    scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
 
 
@@ -159,13 +171,15 @@ def _within_loss(
     Args:
         scale: measured over predicted loss, as far as it is known.
     """
+    base = run.base_loss
+    plans = [(base + predicted, decisions) for predicted, decisions in plans]
     found = search(plans, lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
     run.clock("decide", 1, 1)
     if found is None or run.settings.policy != "knapsack":
         return found and found[0]
     best, loss = found
     for _ in range(_POLISH_ROUNDS):
-        budget = predicted_loss(best) * 0.99 * limit / max(loss, 1e-12)
+        budget = predicted_loss(best) * (0.99 * limit - base) / max(loss - base, 0.05 * loss, 1e-12)
         better = settle(choices, least="ms", limited="loss", limit=budget)
         if better is None or better == best or predicted_ms(better) <= predicted_ms(best):
             break
@@ -181,7 +195,7 @@ def _measured_loss(run: Run, decisions: Decisions) -> float:
     loss = run.loss_of(decisions)
     ms = sum(d.ms_after or d.ms_before or 0.0 for d in decisions)
     rewritten = sum(d.kind is not None for d in decisions)
-    point = {"rewritten": rewritten, "ms": ms, "predicted": predicted_loss(decisions), "loss": loss}
+    point = {"rewritten": rewritten, "ms": ms, "predicted": run.base_loss + predicted_loss(decisions), "loss": loss}
     run.frontier.append({k: v if np.isfinite(v) else None for k, v in point.items()})
     return loss
 
@@ -191,12 +205,13 @@ def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
     if not plans:
         return None
     before = _whole(run, plans[-1][1])["before"]
-    fastest_first = [(1 - predicted_ms(decisions) / before, decisions) for _, decisions in reversed(plans)]
+    made = _precision_alone(run)
+    fastest_first = [(made * (1 - predicted_ms(decisions) / before), decisions) for _, decisions in reversed(plans)]
 
     def share(decisions: Decisions) -> float:
         run.clock("decide", len(run.frontier), len(run.frontier) + 1)
         times = _whole(run, decisions)
-        return times["after"] / times["before"]
+        return made * times["after"] / times["before"]
 
     found = search(fastest_first, share, 1 / speedup)
     run.clock("decide", 1, 1)
@@ -246,29 +261,41 @@ def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
     }
 
 
+def _precision_alone(run: Run) -> float:
+    """Time of the original in the precision that will be deployed, over its own."""
+    if run.lowering is None:
+        return 1.0
+    times = run.table.recall(f"alone {_digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
+    return times["after"] / times["before"]
+
+
 def _whole(run: Run, decisions: Decisions) -> dict[str, float]:
-    """Milliseconds of the original and of a built plan, turn about; kept in the table."""
+    """Milliseconds of the original and of a built plan in the precision, turn about; kept in the table."""
+    first = run.loaded.file.path if run.lowering is None else run.deployed(())
+    return run.table.recall(f"model {_digest(run, decisions)}", lambda: _race(run, first, decisions))
 
-    def timed() -> dict[str, float]:
-        return measure.quick_race(
-            run.loaded.file.path,
-            run.build(decisions),
-            run.loaded.feeds,
-            provider=run.settings.provider,
-            threads=run.settings.threads,
-            seed=run.settings.seed,
-            folder=run.loaded.file.folder,
-        )
 
-    return run.table.recall(f"model {_digest(run, decisions)}", timed)
+def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict[str, float]:
+    return measure.quick_race(
+        first,
+        run.deployed(decisions),
+        run.loaded.feeds,
+        provider=run.settings.provider,
+        threads=run.settings.threads,
+        seed=run.settings.seed,
+        folder=run.loaded.file.folder,
+    )
 
 
 def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    dense = run.table.recall(f"in situ {_digest(run, ())}", lambda: insitu.dense_times(run.loaded, run.settings))
+    def before() -> dict[str, float]:
+        return insitu.dense_times(run.loaded, run.settings, run.lowering)
+
+    dense = run.table.recall(f"in situ {_digest(run, ())}", before)
 
     def rewritten() -> dict[str, float]:
         times = node_times(
-            run.build(decisions),
+            run.deployed(decisions),
             run.loaded.feeds[0],
             run.loaded.file.folder,
             provider=run.settings.provider,
@@ -282,5 +309,6 @@ def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
 def _digest(run: Run, decisions: Decisions) -> str:
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
     chosen = [(d.node, d.kind, d.rank) for d in decisions if d.kind]
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}"
+    made = f" {run.lowering.scheme}" if run.lowering else ""
+    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

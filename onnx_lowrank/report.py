@@ -31,7 +31,10 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size."""
+    """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size.
+
+    `over_precision` is the gain of low rank over the precision alone, where one was asked for.
+    """
 
     status: str
     reason: str
@@ -43,6 +46,7 @@ class Verdict:
     provider: str
     precision: str
     metric: str = "relative"
+    over_precision: Ratio | None = None
 
     def sentence(self) -> str:
         """The verdict as people read it."""
@@ -51,9 +55,16 @@ class Verdict:
         where = "synthetic inputs, not on real data" if self.data == "synthetic" else "held-out samples"
         return (
             f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
-            f"{self.provider}, {self._loss()}, "
+            f"{self.provider}{self._made()}, {self._loss()}, "
             f"measured on {self.samples} {where}."
         )
+
+    def _made(self) -> str:
+        """The precision that was asked for, and what low rank adds to it."""
+        if self.over_precision is None:
+            return f" in {self.precision}" if self.precision.startswith(("int8", "fp16")) else ""
+        over, name = self.over_precision, self.precision.split()[0]
+        return f" in {self.precision}, {over.value:.2f}× ({over.low:.2f}–{over.high:.2f}) faster than {name} alone"
 
     def _loss(self) -> str:
         name = "loss" if self.metric == "relative" else f"{self.metric} loss"
@@ -78,6 +89,8 @@ class Report:
     warnings: tuple[str, ...]
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precisions: tuple[dict[str, Any], ...] = ()
+    ways: tuple[dict[str, Any], ...] = ()
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -102,6 +115,8 @@ class Report:
             "pareto": list(self.frontier),
             "additivity": self.additivity,
             "probes": self.probes,
+            "precisions": list(self.precisions),
+            "ways": [_way(way) for way in self.ways],
             "policy": self.plan.policy,
             "staircases": self.staircases,
             "environment": environment(),
@@ -117,6 +132,11 @@ def _site(decision: Decision) -> dict[str, Any]:
     row["reason"] = why.value if why else None
     row["shape"] = list(decision.shape)
     return row
+
+
+def _way(way: dict[str, Any]) -> dict[str, Any]:
+    """A measured way to a precision; what was not timed is null."""
+    return {**way["scheme"], **{k: way[k] if np.isfinite(way[k]) else None for k in ("loss", "ms")}}
 
 
 def _counts(kept: tuple[Keep, ...]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from onnx_lowrank.errors import SettingsError
 KIND_NAMES = ("svd", "conv_svd", "spatial", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 DEFAULT_LIMIT = 0.01
 
 
@@ -41,6 +42,7 @@ class Settings:
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
         threads: intra-op threads of every timing; one is stable and comparable.
+        precision: what will be deployed, `fp32`, `fp16` or `int8`; None is the model's own.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
         kinds: ways to rewrite a site that may be used.
@@ -63,6 +65,7 @@ class Settings:
     require_speedup: float | None = None
     provider: str = "cpu"
     threads: int = 1
+    precision: str | None = None
     policy: str = "knapsack"
     refit: bool = True
     kinds: tuple[str, ...] = KIND_NAMES
@@ -87,6 +90,10 @@ class Settings:
                 raise SettingsError(f"no kind is called '{kind}'{suggestion(kind, KIND_NAMES)}")
         if not self.kinds:
             raise SettingsError(f"no kind is allowed; give some of {', '.join(KIND_NAMES)}")
+        if self.precision is not None and self.precision not in PRECISION_NAMES:
+            raise SettingsError(
+                f"no precision is called '{self.precision}'{suggestion(self.precision, PRECISION_NAMES)}"
+            )
         if self.policy not in POLICY_NAMES:
             raise SettingsError(f"no policy is called '{self.policy}'{suggestion(self.policy, POLICY_NAMES)}")
 

@@ -39,6 +39,8 @@ class Why(enum.Enum):
     TOO_SMALL = "two thin factors would cost no less than the dense weight"
     NOT_FASTER = "no rank was measured faster than the dense weight"
     LOSS = "no faster rank stays within the loss"
+    QUANTIZED_WEIGHT = "its weight is quantized already"
+    IN_FLOAT = "left in float: in the precision asked for it costs too much loss"
     GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
 
 

@@ -36,6 +36,7 @@ _STAGES = {
     "layers": "time hidden layers",
     "factor": "factor",
     "reference": "run the original on held-out samples",
+    "lower": "choose a way to the precision",
     "measure": "measure ranks",
     "probe": "probe sensitivities",
     "decide": "build and measure plans",

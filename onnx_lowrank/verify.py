@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lowrank import measure
+from onnx_lowrank.columns import Column
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.prepare import Loaded
@@ -25,14 +26,20 @@ from onnx_lowrank.validation import References
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a file on disk is worth; one latency for every set of shapes."""
+    """What a file on disk is worth; one latency for every set of shapes. `columns` where a precision was made."""
 
     loss: float
     latency: tuple[Latency, ...]
+    columns: tuple[Column, ...] = ()
 
     @property
     def faster(self) -> bool:
-        """Whether every interval lies above 1 and above what the original measures against itself."""
+        """Whether every interval lies above 1 and above what the original measures against itself.
+
+        Where a precision was made, the model in it must also be faster than the precision alone.
+        """
+        if any(column.over is not None and column.over.low <= 1 for column in self.columns[3:]):
+            return False
         return all(entry.ratio.low > max(1.0, entry.aa.high) for entry in self.latency)
 
     @property
@@ -64,11 +71,13 @@ def publish(staged: Path, out: Path) -> None:
 
 def measured(staged: Path, loaded: Loaded, references: References, settings: Settings) -> Measured:
     """Loss and latency of a saved file against the original file."""
-    session = Session(staged, provider=settings.provider, threads=0)
-    counted = references.loss(session)
-    del session
     latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)
-    return Measured(counted.value(), latency)
+    return Measured(loss_of_file(staged, references, settings), latency)
+
+
+def loss_of_file(staged: Path, references: References, settings: Settings) -> float:
+    """Loss of a saved file."""
+    return references.loss(Session(staged, provider=settings.provider, threads=0)).value()
 
 
 def race_files(

@@ -35,14 +35,18 @@ LEVELS: Final[dict[str, int]] = {
     "allocate": 2,
     "fragment": 2,
     "plan": 2,
+    "scheme": 2,
     "policies": 2,
     "search": 2,
     "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
+    "balance": 3,
     "constants": 3,
     "files": 3,
     "graph": 3,
+    "normal": 3,
     "protos": 3,
+    "quantization": 3,
     "runtime": 3,
     "saving": 3,
     "tensors": 3,
@@ -59,6 +63,8 @@ LEVELS: Final[dict[str, int]] = {
     "measure": 4,
     "metrics": 4,
     "narrowing": 4,
+    "precision": 4,
+    "ranges": 4,
     "sensitivity": 4,
     "synthetic": 4,
     "tables": 4,
@@ -77,6 +83,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.svd": 5,
     # what drives them
     "candidates": 6,
+    "columns": 6,
     "compare": 6,
     "insitu": 6,
     "layers": 6,
@@ -90,6 +97,7 @@ LEVELS: Final[dict[str, int]] = {
     "report": 6,
     "rewrite": 6,
     "run": 6,
+    "schemes": 6,
     "verify": 6,
     # facade, views, zoo
     "": 7,
@@ -133,7 +141,7 @@ SHARED_BY_PASSES: Final = {
 
 IMPORTERS: Final = {
     "onnx_graphsurgeon": {"graph"},
-    "onnxruntime": {"runtime"},
+    "onnxruntime": {"quantization", "runtime"},
     "click": {"cli", "commands", "options"},
 }
 """The fence around each foreign library."""
