@@ -149,7 +149,7 @@ class LatencyTable:
             if self.environment.get("precision", "") != precision:
                 have = self.environment.get("precision") or "the model's own precision"
                 raise SettingsError(
-                    f"{place}: measured in {have}, not in {precision or 'the precision of the model'}; run analyze there "
+                    f"{place}: measured in {have}, not in {precision or 'its own'}; run analyze there "
                     "with the same --precision"
                 )
         else:

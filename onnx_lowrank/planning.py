@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import onnx
 import scipy.linalg
 
-from onnx_lowrank import insitu, measure
+from onnx_lowrank import insitu, measure, wholes
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
 from onnx_lowrank.candidates import fitting, measured_choices
 from onnx_lowrank.layers import with_layers
@@ -21,7 +18,6 @@ from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.probe import Probes
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
-from onnx_lowrank.runtime import node_times
 from onnx_lowrank.search import search
 from onnx_lowrank.sensitivity import responses
 from onnx_lowrank.sites import Why
@@ -204,13 +200,13 @@ def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
     """The mildest plan whose measured time is short enough; the fastest one, with a warning, when none is."""
     if not plans:
         return None
-    before = _whole(run, plans[-1][1])["before"]
-    made = _precision_alone(run)
+    before = wholes.whole(run, plans[-1][1])["before"]
+    made = wholes.precision_alone(run)
     fastest_first = [(made * (1 - predicted_ms(decisions) / before), decisions) for _, decisions in reversed(plans)]
 
     def share(decisions: Decisions) -> float:
         run.clock("decide", len(run.frontier), len(run.frontier) + 1)
-        times = _whole(run, decisions)
+        times = wholes.whole(run, decisions)
         return made * times["after"] / times["before"]
 
     found = search(fastest_first, share, 1 / speedup)
@@ -240,7 +236,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
         return decisions
     found = run.additivity = _prediction(run, decisions)
     if abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE:
-        known = _factors(run, decisions)
+        known = wholes.factors(run, decisions)
         if not known:
             return decisions
         choices[:] = insitu.corrected(choices, known)
@@ -252,63 +248,10 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
 
 
 def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
-    times = _whole(run, decisions)
+    times = wholes.whole(run, decisions)
     return {
         "before_ms": times["before"],
         "predicted_ms": times["before"] - predicted_ms(decisions),
         "measured_ms": times["after"],
         "corrected_sites": 0,
     }
-
-
-def _precision_alone(run: Run) -> float:
-    """Time of the original in the precision that will be deployed, over its own."""
-    if run.lowering is None:
-        return 1.0
-    times = run.table.recall(f"alone {_digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
-    return times["after"] / times["before"]
-
-
-def _whole(run: Run, decisions: Decisions) -> dict[str, float]:
-    """Milliseconds of the original and of a built plan in the precision, turn about; kept in the table."""
-    first = run.loaded.file.path if run.lowering is None else run.deployed(())
-    return run.table.recall(f"model {_digest(run, decisions)}", lambda: _race(run, first, decisions))
-
-
-def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict[str, float]:
-    return measure.quick_race(
-        first,
-        run.deployed(decisions),
-        run.loaded.feeds,
-        provider=run.settings.provider,
-        threads=run.settings.threads,
-        seed=run.settings.seed,
-        folder=run.loaded.file.folder,
-    )
-
-
-def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    def before() -> dict[str, float]:
-        return insitu.dense_times(run.loaded, run.settings, run.lowering)
-
-    dense = run.table.recall(f"in situ {_digest(run, ())}", before)
-
-    def rewritten() -> dict[str, float]:
-        times = node_times(
-            run.deployed(decisions),
-            run.loaded.feeds[0],
-            run.loaded.file.folder,
-            provider=run.settings.provider,
-            threads=run.settings.threads,
-        )
-        return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
-
-    return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
-
-
-def _digest(run: Run, decisions: Decisions) -> str:
-    shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    chosen = [(d.node, d.kind, d.rank) for d in decisions if d.kind]
-    made = f" {run.lowering.scheme}" if run.lowering else ""
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -123,6 +123,7 @@ def _quietly(quantizer: object) -> onnx.ModelProto:
     logging.disable(logging.WARNING)
     try:
         quantizer.quantize_model()  # type: ignore[attr-defined]
+        quantizer.model.topological_sort()  # type: ignore[attr-defined]
         found: onnx.ModelProto = quantizer.model.model  # type: ignore[attr-defined]
         return found
     except Exception as fault:  # its failures share no base class
@@ -139,6 +140,9 @@ def _typed(model: onnx.ModelProto, floats: Collection[str]) -> onnx.ModelProto:
     made = {name for node in copy.graph.node for name in node.output}
     for name in sorted(made.intersection(floats) - known):
         copy.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    for value in copy.graph.output:  # without a type the quantizer would take a Relu away and not clip in its place
+        if value.name in floats and not value.type.HasField("tensor_type"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     copy.metadata_props.add(key=_INFERRED[0], value=_INFERRED[1])
     return copy
 

@@ -243,7 +243,10 @@ def _node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
         name, _, suffix = event.get("name", "").rpartition("_kernel_time")
         if event.get("cat") != "Node" or not name.startswith("onnx_lowrank_node_") or suffix:
             continue
-        position, args = int(name.removeprefix("onnx_lowrank_node_")), event["args"]
+        number, args = name.removeprefix("onnx_lowrank_node_"), event["args"]
+        if not number.isdecimal():  # a node that the runtime made: it gives every reader a DequantizeLinear of its own
+            continue
+        position = int(number)
         earlier = found.get(position)
         found[position] = NodeRun(
             op=args["op_name"],

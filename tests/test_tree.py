@@ -99,6 +99,7 @@ LEVELS: Final[dict[str, int]] = {
     "run": 6,
     "schemes": 6,
     "verify": 6,
+    "wholes": 6,
     # facade, views, zoo
     "": 7,
     "charts": 7,
