@@ -26,6 +26,7 @@ LEVELS: Final[dict[str, int]] = {
     "linalg": 1,
     "moments": 1,
     "narrow": 1,
+    "noise": 1,
     "patches": 1,
     "regression": 1,
     "separable": 1,
