@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from onnx_lowrank import charts, figures, timings, tradeoffs, verdicts, views
+from onnx_lowrank import charts, figures, fourways, timings, tradeoffs, verdicts, views
 from onnx_lowrank.errors import RuntimeMissing
 
 
@@ -119,6 +119,7 @@ def _common(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str,
         "warnings": verdicts.warnings(report),
         "timings": known,
         "latency": views.latency(report),
+        "precisions": fourways.precisions(report),
         "profile": views.listed("profile", report.get("profile")),
         "environment": verdicts.environment(report),
         "seconds": report.get("seconds") or {},

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from onnx_lowrank import figures, verdicts, views
+from onnx_lowrank import figures, fourways, verdicts, views
 from onnx_lowrank.timings import is_analysis
 from onnx_lowrank.views import Table
 
@@ -23,6 +23,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     else:
         if found.label != "analysis" and report.get("latency"):
             parts.append(_table(views.before_after(report)))
+        if (four := fourways.precisions(report)) is not None:
+            parts.append(_table(four))
         parts += _sites(report)
     rows = "\n".join(f"| {_plain(name)} | {_code(text)} |" for name, text in verdicts.environment(report))
     environment = f"| | |\n|:--|:--|\n{rows}"

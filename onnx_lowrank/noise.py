@@ -31,7 +31,7 @@ def factor_noise(left: Array, values: Array) -> float:
     balanced = left * spread * _PEAK  # weight of the second factor: every channel of t then has a range of ±1
     activations = float(np.sum(balanced**2)) * (2 / _ACTIVATION) ** 2 / 12
     weights = float(np.sum((np.abs(balanced).max(1) / _WEIGHT) ** 2)) / 12 * len(values) / _PEAK**2
-    return (activations + weights) / power
+    return float((activations + weights) / power)
 
 
 def pivot_noise(left: Array, values: Array) -> float:
@@ -45,7 +45,7 @@ def pivot_noise(left: Array, values: Array) -> float:
     activations = float(np.sum(coefficients**2)) * step**2 / 12
     largest = np.abs(coefficients).max(1, initial=0.0)
     weights = float(np.sum((largest / _WEIGHT) ** 2)) / 12 * float(variance[pivots].sum())
-    return (activations + weights) / power
+    return float((activations + weights) / power)
 
 
 ADDED_NOISE: Final[dict[str, Callable[[Array, Array], float]]] = {

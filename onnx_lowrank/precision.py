@@ -113,7 +113,7 @@ class Lowering:
             return quantization.dynamic(plain, floats), {name: x}
         ranges = dict.fromkeys(floats, _TIMED)
         made = quantization.static(plain, ranges, linear_only=self.scheme.linear_only)
-        return _in_bytes(made, name, x.shape)
+        return _in_bytes(made, x, name)
 
 
 def _scaled(found: Channels, scale: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Channels:
@@ -132,32 +132,31 @@ def _named(graph: onnx.GraphProto, exclude: Sequence[str]) -> frozenset[str]:
     return frozenset(name for name, site in sites.items() if name in wanted or site & wanted)
 
 
-def _in_bytes(model: onnx.ModelProto, x: str, shape: tuple[int, ...]) -> tuple[onnx.ModelProto, Feed]:
-    """A quantised fragment that takes and gives bytes, channels last where it is 4-D: as between two such nodes.
+def _in_bytes(model: onnx.ModelProto, x: npt.NDArray[Any], name: str) -> tuple[onnx.ModelProto, Feed]:
+    """A quantised fragment that takes and gives bytes where it can, channels last where it is 4-D.
 
     The runtime keeps images with their channels last between quantised convolutions; transposed at both ends here,
     a fragment costs what it costs in the middle of a model.
     """
     graph = model.graph
     (out,) = (value.name for value in graph.output)
-    first = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == x), None)
+    first = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name), None)
     last = next((n for n in graph.node if n.op_type == "DequantizeLinear" and n.output[0] == out), None)
-    if first is None or last is None:
-        return model, {x: np.zeros(shape, np.float32)}
-    gone = {first.output[0], last.output[0]}
+    gone = {n.output[0] for n in (first, last) if n is not None}
     nodes = [n for n in graph.node if not gone.intersection(n.output)]
-    inner, outer = first.output[0], last.input[0]
-    fed, given, size = inner, outer, tuple(shape)
-    if len(shape) == 4:
-        fed, given, size = f"{inner}/last", f"{outer}/last", (shape[0], *shape[2:], shape[1])
+    fed, given, shape, dtype = name, out, x.shape, onnx.TensorProto.FLOAT
+    if first is not None:
+        fed, dtype = first.output[0], onnx.TensorProto.UINT8
+    if last is not None:
+        given = last.input[0]
+    if x.ndim == 4:
+        inner, outer, shape = fed, given, (x.shape[0], *x.shape[2:], x.shape[1])
+        fed, given = f"{inner}/last", f"{outer}/last"
         nodes.insert(0, helper.make_node("Transpose", [fed], [inner], perm=[0, 3, 1, 2], name="to channels"))
         nodes.append(helper.make_node("Transpose", [outer], [given], perm=[0, 2, 3, 1], name="from channels"))
-    bytes_ = helper.make_graph(
-        nodes,
-        "fragment",
-        [helper.make_tensor_value_info(fed, onnx.TensorProto.UINT8, size)],
-        [onnx.ValueInfoProto(name=given)],
-        list(graph.initializer),
-    )
+    inputs = [helper.make_tensor_value_info(fed, dtype, shape)]
+    bytes_ = helper.make_graph(nodes, "fragment", inputs, [onnx.ValueInfoProto(name=given)], list(graph.initializer))
     made = helper.make_model(bytes_, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    return made, {fed: np.random.default_rng(0).integers(0, 255, size, np.uint8)}
+    if first is None:
+        return made, {fed: np.moveaxis(x, 1, -1).copy() if x.ndim == 4 else x}
+    return made, {fed: np.random.default_rng(0).integers(0, 255, shape, np.uint8)}

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from onnx_lowrank import fourways, views
 from onnx_lowrank.cache import Entry
 from onnx_lowrank.compare import Comparison
 from onnx_lowrank.latency import CONTROL, DENSE
@@ -79,6 +80,8 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
             _show_staircases(console, report)
         if report.latency and (report or analysis):
             console.print(_before_after(report, analysis=analysis))
+        if (four := fourways.precisions(report.to_dict())) is not None:
+            console.print(_plain(four))
         if report.plan.decisions:
             console.print(_sites(report, everything=analysis))
         for reason, count in report.to_dict()["kept"].items():
@@ -91,6 +94,16 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
         console.print(report.verdict.sentence(), style="bold")
         if not quiet:
             console.print(f"wrote {report.after.path}")
+
+
+def _plain(given: views.Table) -> Table:
+    """A table of the reports as the terminal prints it."""
+    table = Table(box=None, pad_edge=False)
+    for column in given.columns:
+        table.add_column(column.name, justify="right" if column.numeric else "left")
+    for row in given.rows:
+        table.add_row(*(cell.text for cell in row))
+    return table
 
 
 def _prospect(report: Report) -> str:

@@ -82,9 +82,18 @@ def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
     if graph.opset < 7:
         return Why.OPSET
     name = _weight_name(graph, node)
+    if name is None and any(_dequantized(graph, tensor) for tensor in node.input[:2]):
+        return Why.QUANTIZED_WEIGHT
     if name is None or graph.constants.is_sparse(name):
         return Why.SPARSE if any(graph.constants.is_sparse(n) for n in node.input) else Why.WEIGHT_NOT_CONSTANT
     return _chain_refusal(graph, graph.constants.chain(name) or [])
+
+
+def _dequantized(graph: Graph, tensor: str) -> bool:
+    """Whether a tensor is a constant that is stored in fewer bits."""
+    position = graph.producer(tensor)
+    node = None if position is None else graph.protos[position]
+    return node is not None and node.op_type == "DequantizeLinear" and graph.constants.chain(node.input[0]) is not None
 
 
 def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:

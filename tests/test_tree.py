@@ -105,6 +105,7 @@ LEVELS: Final[dict[str, int]] = {
     "": 7,
     "charts": 7,
     "figures": 7,
+    "fourways": 7,
     "html": 7,
     "markdown": 7,
     "models": 7,

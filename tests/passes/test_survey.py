@@ -23,7 +23,14 @@ from onnx_lowrank.sites import Keep, Site, Why
 W = "float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}"
 MATMUL = "y = MatMul(x, w)"
 AT_LOAD = {Why.EXCLUDED, Why.NOT_EXECUTED}  # each has its own test below
-LATER = {Why.TOO_SMALL, Why.NOT_FASTER, Why.LOSS, Why.GIVEN_BACK}  # decided from data and timings, not from the graph
+LATER = {Why.TOO_SMALL, Why.NOT_FASTER, Why.LOSS, Why.GIVEN_BACK, Why.IN_FLOAT, Why.QUANTIZED_WEIGHT}  # not from a graph alone
+    Why.QUANTIZED_WEIGHT,
+    Why.IN_FLOAT,
+    Why.TOO_SMALL,
+    Why.NOT_FASTER,
+    Why.LOSS,
+    Why.GIVEN_BACK,
+}  # decided from data and timings, not from the graph
 
 
 def model_of(text: str, weights: str = W, x: str = "float[n, 4] x", opset: int = 17) -> onnx.ModelProto:
