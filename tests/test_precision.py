@@ -145,14 +145,14 @@ def test_sites_that_8_bits_cost_too_much_stay_in_float(home: Path) -> None:
     """With a limit below what int8 alone loses, some sites are left in float, and the file holds the limit."""
     given: dict[str, Any] = {"data": str(home / "m.npz"), "cache": home / "cache", "kinds": ("conv_svd",)}
     report = onnx_lowrank.optimize(
-        home / "m.onnx", home / "x.onnx", precision="int8", max_loss=3e-4, refit=False, **given
+        home / "m.onnx", home / "x.onnx", precision="int8", max_loss=2e-4, refit=False, **given
     )
     scheme = report.plan.scheme
     assert scheme is not None
     assert scheme.exclude
     kept = {d.node for d in report.plan.decisions if d.why is Why.IN_FLOAT}
     assert kept == set(scheme.exclude)
-    assert report.verdict.loss <= 3e-4
+    assert report.verdict.loss <= 2e-4
     assert loss(home / "x.onnx", home) > 0
 
 
