@@ -44,7 +44,7 @@ class Lowering:
         folder: where external data lies.
         provider: runs the calibration.
         samples: a few calibration samples, for the ranges of what a rewrite adds.
-        statistics: of the original's tensors, for static int8.
+        statistics: of the original's tensors, for int8.
     """
 
     def __init__(
@@ -74,9 +74,15 @@ class Lowering:
         plain = normal(model, self._folder, OPSET)
         exclude = _named(plain.graph, self.scheme.exclude)
         if self.scheme.method == "dynamic":
-            return quantization.dynamic(plain, _made(plain.graph), exclude=exclude)
+            return quantization.dynamic(plain, self._floats(plain.graph), exclude=exclude)
         ranges = self._balanced(plain, exclude)
         return quantization.static(plain, ranges, exclude=exclude, linear_only=self.scheme.linear_only)
+
+    def _floats(self, graph: onnx.GraphProto) -> set[str]:
+        """The original's tensors that are floats, and all that a rewrite adds, which are floats too."""
+        assert self._statistics is not None
+        known = self._statistics
+        return {name for name in _made(graph) if name in known.ranges["extremes"] or name not in known.known}
 
     def _balanced(self, plain: onnx.ModelProto, exclude: frozenset[str]) -> dict[str, Range]:
         """Balance the factors of a model in place, correct its biases, and say the range of every tensor."""

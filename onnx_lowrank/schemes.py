@@ -88,9 +88,7 @@ def choose_lowering(
     if precision == "fp16":
         return Lowering(Scheme("fp16"), folder, provider), ()
     few = tuple(itertools.islice(loaded.calibration, _FEW))
-    statistics = None
-    if scheme is None or scheme.method == "static":
-        statistics = _statistics(loaded, settings)
+    statistics = _statistics(loaded, settings)
     start = Lowering(scheme or Scheme("int8"), folder, provider, few, statistics)
     if scheme is not None:
         return start, ()
