@@ -26,13 +26,20 @@ _TOKENIZER: Final = Wheel(
 _MODULES: Final = ("argparse", "ast", "csv", "decimal", "difflib", "email", "json", "logging", "os", "random", "shutil")
 
 
-def passages(count: int, length: int) -> npt.NDArray[np.int64]:
-    """`count` windows of `length` token ids out of the standard library's docstrings, each between [CLS] and [SEP]."""
+def passages(count: int, length: int, *, fresh: bool = False) -> npt.NDArray[np.int64]:
+    """`count` windows of `length` token ids out of the standard library's docstrings, each between [CLS] and [SEP].
+
+    Fresh windows are others, where there are enough.
+    """
     vocabulary = _vocabulary()
     ids = [i for text in _docstrings() for i in word_pieces(text, vocabulary)]
     inner = length - 2
     windows = np.array(ids[: len(ids) // inner * inner], np.int64).reshape(-1, inner)
-    spread = windows[np.linspace(0, len(windows) - 1, count).astype(int)]
+    chosen = np.linspace(0, len(windows) - 1, count).astype(int)
+    if fresh:
+        others = np.setdiff1d(np.arange(len(windows)), chosen)
+        chosen = others[np.linspace(0, len(others) - 1, count).astype(int)]
+    spread = windows[chosen]
     return np.pad(spread, ((0, 0), (1, 1)), constant_values=((0, 0), (vocabulary["[CLS]"], vocabulary["[SEP]"])))
 
 

@@ -31,6 +31,7 @@ class Candidate:
 
     `error` is the exact relative error of the site's own output, `ms` the measured time of the fragment, `loss` the
     estimated loss of the model's outputs, `macs` multiply-adds on the timed sample, `weights` stored numbers.
+    `inner` is the first of two ranks, 0 for a kind of one.
     `partner` names the site that must take the same kind and rank: the other half of a hidden layer.
     """
 
@@ -42,6 +43,7 @@ class Candidate:
     macs: int = 0
     weights: int = 0
     partner: str | None = None
+    inner: int = 0
 
 
 Picks = tuple[tuple[int, Candidate], ...]
@@ -80,6 +82,7 @@ class Choices:
             loss=candidate.loss,
             why=None,
             partner=candidate.partner,
+            inner=candidate.inner,
         )
 
     @property
@@ -126,8 +129,8 @@ class _Option:
     picks: Picks
 
     @property
-    def order(self) -> tuple[float, float, list[tuple[str, int]]]:
-        return -self.cost, self.loss, [(candidate.kind, candidate.rank) for _, candidate in self.picks]
+    def order(self) -> tuple[float, float, list[tuple[str, int, int]]]:
+        return -self.cost, self.loss, [(candidate.kind, candidate.rank, candidate.inner) for _, candidate in self.picks]
 
 
 def halves(choices: Sequence[Choices]) -> list[Picks]:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable
-from onnx_lowrank.sites import Site
+from onnx_lowrank.sites import Geometry, Site
 
 _GROUP_BYTES = 512 << 20
 Tap = tuple[str, int]
 """A tensor and the axis of its channels: sites that read one tensor share its moments."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Fit:
     """What the calibration samples say about one site.
 
@@ -34,7 +35,7 @@ class Fit:
         mean: of the site's output, N.
         linear: mean of W x, N: `mean` without the bias.
         weight: N×K, what the factors approximate; None is the site's own weight.
-        separable: the separable approximations of a 2-D convolution, where they were asked for.
+        nested: the nested approximations of a 2-D convolution by their split, where they were asked for.
         metric: in which both are best; None is the plain one.
         narrow: the same site on fewer channels of the layer that it reads, where it may be made narrower.
     """
@@ -43,7 +44,7 @@ class Fit:
     mean: Array
     linear: Array
     weight: Array | None = None
-    separable: Separable | None = None
+    nested: Mapping[Split, Separable] = dataclasses.field(default_factory=dict)
     metric: Metric | None = None
     narrow: Narrow | None = None
 
@@ -52,12 +53,21 @@ class Fit:
         basis = self.factorization.basis[:, :rank]
         return basis if self.metric is None else self.metric.inverse @ basis
 
-    def relative(self, rank: int, *, separable: bool = False) -> float:
-        """Relative error of the site's output at a rank, in its metric; 1 where there is no such approximation."""
-        if not separable:
+    def relative(self, rank: int, inner: int = 0, *, split: Split | None = None) -> float:
+        """Relative error of the site's output at a size, in its metric; 1 where there is no such approximation."""
+        if split is None:
             return self.factorization.relative(rank)
-        known = self.separable
-        return known.relative(rank) if known is not None and rank <= known.largest else 1.0
+        known, first = self.nested.get(split), inner or rank
+        if known is None or first > known.largest:
+            return 1.0
+        return float(known.errors([inner], [rank])[0, 0]) if inner else known.relative(rank)
+
+    def serves(self, kind: Kind, geometry: Geometry, rank: int, inner: int = 0) -> bool:
+        """Whether the kind can be built at a size: nested fits up to their rank, well conditioned left factors."""
+        if kind.split is None:
+            return kind.usable(geometry, self.left(rank))
+        known = self.nested.get(kind.split)
+        return known is not None and (inner or rank) <= known.largest
 
 
 Fits = Mapping[str, Fit]
@@ -149,25 +159,35 @@ def shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
     return (1 - share) * second + share * white * (float(np.trace(second)) / power)
 
 
-def fitted(site: Site, fit: Fit, rank: int, *, separable: bool = False) -> tuple[Array, Array, Array]:
-    """Two factors and the corrected bias (N) of a site at a rank: left N×r and right r×K, or the separable pair.
-
-    Raises:
-        ValueError: the separable pair of a site that was not fitted so.
-    """
-    bias = site.bias_vector
-    if separable:
-        if fit.separable is None:
-            raise ValueError(f"site {site.name} has no separable fit")
-        first, second, computed = fit.separable.factors(rank)
-        if fit.metric is not None:
-            second, computed = fit.metric.inverse @ second, fit.metric.inverse @ computed
-        return first, second, fit.mean - computed
+def fitted(site: Site, fit: Fit, rank: int) -> tuple[Array, Array, Array]:
+    """Low rank: left N×r, right r×K and the corrected bias (N) of a site."""
     weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
     left, read = fit.left(rank), fit.factorization.basis[:, :rank].T
     if fit.metric is not None:
         read = read @ fit.metric.root
-    return left, read @ weight, correct_bias(left, read, fit.linear, fit.mean) if site.centred else bias
+    bias = correct_bias(left, read, fit.linear, fit.mean) if site.centred else site.bias_vector
+    return left, read @ weight, bias
+
+
+def factors(site: Site, fit: Fit, kind: Kind, rank: int, inner: int = 0) -> tuple[Array, ...]:
+    """What a kind is built of at a size: its factors, and last the corrected bias (N).
+
+    Raises:
+        ValueError: a nested kind for a site that was not fitted so.
+    """
+    if kind.split is None:
+        return fitted(site, fit, rank)
+    if kind.split not in fit.nested:
+        raise ValueError(f"site {site.name} has no nested fit of its {kind.split}")
+    nested = fit.nested[kind.split]
+    first, second, computed = nested.factors(inner or rank)
+    parts: tuple[Array, ...] = (first, second)
+    if inner:
+        left = nested.spectrum(inner).basis[:, :rank]
+        parts, computed = (first, left.T @ second, left), left @ (left.T @ computed)
+    if fit.metric is not None:
+        parts, computed = (*parts[:-1], fit.metric.inverse @ parts[-1]), fit.metric.inverse @ computed
+    return *parts, fit.mean - computed
 
 
 def narrow_fit(site: Site, fit: Fit, width: int) -> tuple[Array, Array]:

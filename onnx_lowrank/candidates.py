@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.fragment import Fragment, Kind
+from onnx_lowrank.fragment import Fragment, Kind, size_text
+from onnx_lowrank.ladders import Entry, axis, competing, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -29,8 +30,11 @@ MARGIN = 0.02
 
 _REFINEMENTS = 2
 
-Ranks = dict[str, set[int]]
-"""Ranks by the name of a kind."""
+Size = tuple[int, int]
+"""A rank, and the inner rank of a kind that has two, else 0."""
+
+Sizes = dict[str, set[Size]]
+"""Sizes by the name of a kind."""
 
 
 def measured_choices(
@@ -38,17 +42,17 @@ def measured_choices(
 ) -> list[Choices]:
     """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
     kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
-    wanted: dict[tuple[Geometry, ...], Ranks] = {}
+    alike: dict[tuple[Geometry, ...], list[Fit]] = {}
     for site in loaded.sites:
-        ranks = wanted.setdefault(site.geometries, {})
-        for name, found in _first_ranks(site.geometry, fits[site.name], kinds).items():
-            ranks.setdefault(name, set()).update(found)
+        alike.setdefault(site.geometries, []).append(fits[site.name])
+    wanted: dict[tuple[Geometry, ...], Sizes] = {}
     times: dict[tuple[Geometry, ...], dict[str, float]] = {}
-    for done, (geometries, ranks) in enumerate(wanted.items()):
-        progress("measure", done, len(wanted))
-        times[geometries] = _adaptively(geometries, ranks, kinds, table)
+    for done, (geometries, same) in enumerate(alike.items()):
+        progress("measure", done, len(alike))
+        wanted[geometries] = first_sizes(geometries[0], same, kinds, every=settings.policy != "knapsack")
+        times[geometries] = _adaptively(geometries, wanted[geometries], kinds, table)
         table.save()
-    progress("measure", len(wanted), len(wanted))
+    progress("measure", len(alike), len(alike))
     return [
         _choices(site, loaded, fits[site.name], wanted[site.geometries], times[site.geometries], kinds,
                  max((table.noise(g) for g in site.geometries), default=0.0))
@@ -56,42 +60,73 @@ def measured_choices(
     ]  # fmt: skip
 
 
-def _first_ranks(geometry: Geometry, fit: Fit, kinds: Mapping[str, Kind]) -> Ranks:
-    found: Ranks = {}
-    for name, kind in kinds.items():
-        if kind.applies(geometry):
-            grid = rank_grid(kind.max_rank(geometry))
-            ranks = {r for r in grid if fit.relative(r, separable=kind.separable) <= MAX_ERROR}
-            if ranks:
-                found[name] = ranks
+def first_sizes(geometry: Geometry, fits: Sequence[Fit], kinds: Mapping[str, Kind], *, every: bool) -> Sizes:
+    """Sizes to time first, for sites of one geometry: those that compete at one of them.
+
+    Args:
+        every: also those that other kinds beat, for baselines that know some kinds only.
+    """
+    found: Sizes = {}
+    for fit in fits:
+        entries = [e for kind in kinds.values() if kind.applies(geometry) for e in _entries(kind, geometry, fit)]
+        for entry in entries if every else competing(entries):
+            found.setdefault(entry.kind, set()).add((entry.rank, entry.inner))
     return found
 
 
+def _entries(kind: Kind, geometry: Geometry, fit: Fit) -> list[Entry]:
+    if kind.ranks == 1:
+        grid = [(rank, fit.relative(rank, split=kind.split)) for rank in rank_grid(kind.max_rank(geometry))]
+        known = [Entry(kind.name, rank, 0, kind.macs(geometry, rank), error) for rank, error in grid]
+        return [entry for entry in known if entry.error <= MAX_ERROR]
+    assert kind.split is not None
+    nested = fit.nested.get(kind.split)
+    if nested is None:
+        return []
+    inner, outer = axis(nested.largest), axis(kind.max_rank(geometry))
+    errors = nested.errors(inner, outer)
+    pairs = [
+        Entry(kind.name, rank, first, kind.macs(geometry, rank, first), float(errors[i, j]), kind.ranks)
+        for i, first in enumerate(inner)
+        for j, rank in enumerate(outer)
+        if kind.allows(geometry, rank, first)
+    ]
+    return rungs(pairs, MAX_ERROR)
+
+
 def _adaptively(
-    geometries: tuple[Geometry, ...], ranks: Ranks, kinds: Mapping[str, Kind], table: LatencyTable
+    geometries: tuple[Geometry, ...], sizes: Sizes, kinds: Mapping[str, Kind], table: LatencyTable
 ) -> dict[str, float]:
-    """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `ranks`."""
+    """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `sizes`."""
     times: dict[str, float] = {}
     for _ in range(1 + _REFINEMENTS):
-        labels = {f"{name} {rank}": (kinds[name], rank) for name in ranks for rank in sorted(ranks[name])}
+        labels = {label_of(name, size): (kinds[name], size) for name in sizes for size in sorted(sizes[name])}
         if not labels.keys() - times.keys():
             break
         times = _mean([_time(geometry, labels, table) for geometry in geometries])
         if DENSE not in times:
             break
         noise = max(table.noise(geometry) for geometry in geometries)
-        for name, known in ranks.items():
-            ms = {rank: times[f"{name} {rank}"] for rank in known if f"{name} {rank}" in times}
-            allowed = range(max(min(known), TILE), max(known) + 1)
-            known.update(refine(ms, times[DENSE], noise, allowed))
+        for name, known in sizes.items():
+            if kinds[name].ranks > 1:
+                continue
+            ms = {rank: times[f"{name} {rank}"] for rank, _ in known if f"{name} {rank}" in times}
+            ranks = [rank for rank, _ in known]
+            allowed = range(max(min(ranks), TILE), max(ranks) + 1)
+            known.update((rank, 0) for rank in refine(ms, times[DENSE], noise, allowed))
     return times
+
+
+def label_of(kind: str, size: Size) -> str:
+    """What a fragment's time is kept under."""
+    return f"{kind} {size_text(*size)}"
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {label: float(np.mean([row[label] for row in rows])) for label in rows[0] if all(label in r for r in rows)}
 
 
-def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: LatencyTable) -> dict[str, float]:
+def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, Size]], table: LatencyTable) -> dict[str, float]:
     """Milliseconds by label. The time depends on shapes only, so the weights are random."""
     rng = np.random.default_rng(0)
     n, k = geometry.outputs, geometry.inputs
@@ -100,14 +135,15 @@ def _time(geometry: Geometry, labels: Mapping[str, tuple[Kind, int]], table: Lat
     def dense() -> Fragment:
         return dense_fragment(geometry, rng.standard_normal((n, k)) / k**0.5, bias)
 
-    def factored(kind: Kind, rank: int) -> Fragment:
-        first, second = (rng.standard_normal(shape) / shape[1] ** 0.5 for shape in kind.shapes(geometry, rank))
-        if not kind.separable:  # the first rows of the identity are pivots without any search
-            first = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
-        return kind.build(geometry, first, second, bias)
+    def factored(kind: Kind, size: Size) -> Fragment:
+        shapes, rank = kind.shapes(geometry, *kind.size(*size)), size[0]
+        parts = [rng.standard_normal(shape) / shape[1] ** 0.5 for shape in shapes]
+        if kind.split is None:  # the first rows of the identity are pivots without any search
+            parts[0] = np.vstack([np.eye(rank), rng.uniform(-1, 1, (n - rank, rank)) / (2 * rank)])
+        return kind.build(geometry, *parts, bias)
 
     makers: dict[str, Callable[[], Fragment]] = {DENSE: dense}
-    makers |= {label: functools.partial(factored, kind, rank) for label, (kind, rank) in labels.items()}
+    makers |= {label: functools.partial(factored, kind, size) for label, (kind, size) in labels.items()}
     return table.measure(geometry, makers)
 
 
@@ -115,7 +151,7 @@ def _choices(
     site: Site,
     loaded: Loaded,
     fit: Fit,
-    ranks: Ranks,
+    sizes: Sizes,
     ms: Mapping[str, float],
     kinds: Mapping[str, Kind],
     noise: float,
@@ -124,19 +160,22 @@ def _choices(
     positions = macs_per_weight(site, loaded)
     weights = geometry.outputs * geometry.inputs
     dense = Decision(site.name, geometry.op, (geometry.outputs, geometry.inputs), ms_before=ms.get(DENSE))
-    if not ranks:
+    if not sizes:
         small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
         return Choices(dense.keep(Why.TOO_SMALL if small else Why.LOSS), (), (), positions * weights, weights)
     timed, faster = [], []
-    for name, tried in ranks.items():
-        by_rank = {rank: ms[f"{name} {rank}"] for rank in tried if f"{name} {rank}" in ms}
-        edges = right_edges(by_rank, noise)
-        for rank, time in sorted(by_rank.items()):
-            error, cost = fit.relative(rank, separable=kinds[name].separable), kinds[name].cost(geometry, rank)
-            candidate = Candidate(name, rank, error, time, error, positions * cost, cost)
+    for name, tried in sizes.items():
+        kind = kinds[name]
+        known = [size for size in tried if label_of(name, size) in ms]
+        steps = sorted(known, key=lambda size: (kind.macs(geometry, *size), size))
+        by_step = {step: ms[label_of(name, size)] for step, size in enumerate(steps)}
+        edges = right_edges(by_step, noise)
+        for step, size in enumerate(steps):
+            error, cost, time = fit.relative(*size, split=kind.split), kind.macs(geometry, *size), by_step[step]
+            candidate = Candidate(name, size[0], error, time, error, positions * cost, cost, inner=size[1])
             timed.append(candidate)
-            quick = rank in edges and time < ms[DENSE] * (1 - noise - MARGIN)
-            if quick and error <= MAX_ERROR and kinds[name].usable(geometry, fit.left(rank)):
+            quick = step in edges and time < ms[DENSE] * (1 - noise - MARGIN)
+            if quick and error <= MAX_ERROR and fit.serves(kind, geometry, *size):
                 faster.append(candidate)
     return Choices(dense, tuple(faster), tuple(timed), positions * weights, weights)
 
@@ -151,10 +190,7 @@ def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
     def serves(candidate: Candidate) -> bool:
         if candidate.partner is not None:
             return True
-        kind, rank = kinds[candidate.kind], candidate.rank
-        if kind.separable:
-            return fit.separable is not None and rank <= fit.separable.largest
-        return kind.usable(site.geometry, fit.left(rank))
+        return fit.serves(kinds[candidate.kind], site.geometry, candidate.rank, candidate.inner)
 
     return dataclasses.replace(choice, candidates=tuple(c for c in choice.candidates if serves(c)))
 

@@ -40,7 +40,7 @@ def _histograms(timing: Timing) -> str:
         median, beyond = float(np.median(runs)), sum(r > axis.high for r in runs)
         more = f", {beyond} beyond the axis" if beyond else ""
         parts.append(svg.line(axis(median), base - 50, axis(median), base, f"s{i} median"))
-        words = f"{_middle(name, 28)}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
+        words = f"{middle(name, 28)}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
         parts.append(svg.label(6, y + 14, words, f"name s{i}"))
         y += step
     name = "milliseconds per run"
@@ -57,7 +57,7 @@ def _medians(timing: Timing) -> str:
     parts, y = [], 0.0
     for i, (name, stats) in enumerate(rows):
         p50 = float(stats["p50_ms"])
-        parts.append(svg.label(6, y + 14, f"{_middle(name, 44)}: p50 {figures.short(p50)} ms", f"name s{i}"))
+        parts.append(svg.label(6, y + 14, f"{middle(name, 44)}: p50 {figures.short(p50)} ms", f"name s{i}"))
         tip = f"{name}: p50 {p50} ms, {stats.get('runs')} runs"
         parts.append(svg.bar(axis(0), y + 21, axis(p50) - axis(0), 14, f"s{i} fill", tip))
         for tail in tails[name]:
@@ -75,9 +75,7 @@ def intervals(known: Sequence[Timing]) -> str:
     for timing in known:
         many = len(timing.ratios) > 1
         for ratio in timing.ratios:
-            rows.append(
-                (_middle(ratio.name, 32) if many else timing.title, ratio, f"s{timing.names.index(ratio.name)}")
-            )
+            rows.append((middle(ratio.name, 32) if many else timing.title, ratio, f"s{timing.names.index(ratio.name)}"))
         if timing.control:
             rows.append((f"A/A control, {timing.title}", timing.control, "s0"))
     if not rows:
@@ -98,30 +96,44 @@ def intervals(known: Sequence[Timing]) -> str:
 def sites(report: Json) -> str:
     """The sites that gained most, then the slowest: milliseconds before and after, on the fragment alone."""
     timed = [s for s in by_gain(report) if figures.finite(s.get("ms_before"))][:_SITES]
-    if not timed:
-        return ""
     prefix = common_prefix(report)
-    axis = svg.linear([float(s["ms_before"]) for s in timed] + [_after(s) for s in timed], 6, _RIGHT, zero=True)
-    bottom = 34.0 * len(timed) + 16
+    rows = [
+        (str(s.get("node")).removeprefix(prefix), s.get("ms_before"), _after(s) if s.get("kind") else None, choice(s))
+        for s in timed
+    ]
+    return pairs(rows, "Sites before and after", "milliseconds, the fragment alone")
+
+
+def pairs(rows: Sequence[tuple[str, Any, Any, str]], name: str, axis_name: str) -> str:
+    """Milliseconds before and after, a pair of bars for each row: (name, before, after, remark); None is not drawn."""
+    known = [float(v) for _, old, new, _ in rows for v in (old, new) if figures.finite(v)]
+    if not known:
+        return ""
+    axis = svg.linear(known, 6, _RIGHT, zero=True)
+    bottom = 34.0 * len(rows) + 16
     parts = [svg.legend([("s0 fill", "before"), ("s1 fill", "after")], 10, 6)]
-    parts.append(svg.x_axis(axis, 20, bottom + 4, "milliseconds, the fragment alone"))
-    for i, site in enumerate(timed):
-        y, old, new = 34.0 * i + 36, float(site["ms_before"]), _after(site)
-        name = _middle(str(site.get("node")).removeprefix(prefix), 44)
-        parts.append(svg.label(6, y - 5, name, "tick ink"))
-        parts.append(svg.label(_RIGHT, y - 5, choice(site), "tick", "end"))
-        tip = f"{site.get('node')}: {old} ms → {new} ms, {choice(site)}"
-        parts.append(svg.bar(axis(0), y, axis(old) - axis(0), 6, "s0 fill", tip))
-        if site.get("kind"):
-            parts.append(svg.bar(axis(0), y + 7, axis(new) - axis(0), 6, "s1 fill", tip))
-    return svg.drawing("Sites before and after", bottom + 44, *parts)
+    parts.append(svg.x_axis(axis, 20, bottom + 4, axis_name))
+    for i, (title, old, new, remark) in enumerate(rows):
+        y = 34.0 * i + 36
+        parts.append(svg.label(6, y - 5, middle(title, 42), "tick ink"))
+        parts.append(svg.label(_RIGHT, y - 5, middle(remark, 22), "tick", "end"))
+        tip = f"{title}: {_ms(old)} → {_ms(new)}, {remark}"
+        for value, class_, down in ((old, "s0 fill", 0), (new, "s1 fill", 7)):
+            if figures.finite(value):
+                parts.append(svg.bar(axis(0), y + down, axis(float(value)) - axis(0), 6, class_, tip))
+    return svg.drawing(name, bottom + 44, *parts)
+
+
+def _ms(value: Any) -> str:
+    return f"{value} ms" if figures.finite(value) else figures.MISSING
 
 
 def _after(site: Json) -> float:
     return float(site["ms_after"] if figures.finite(site.get("ms_after")) else site["ms_before"])
 
 
-def _middle(text: str, most: int) -> str:
+def middle(text: str, most: int) -> str:
+    """A long text without its middle."""
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
@@ -134,7 +146,7 @@ def losses(rows: Sequence[tuple[str, float]], limit: float | None) -> str:
     parts = [svg.x_axis(axis, 14, bottom, "loss: relative squared error of the outputs")]
     for i, (name, loss) in enumerate(rows):
         y = 40.0 * i + 30
-        parts.append(svg.label(6, y - 6, f"{_middle(name, 44)}: {figures.short(loss)}", "name"))
+        parts.append(svg.label(6, y - 6, f"{middle(name, 44)}: {figures.short(loss)}", "name"))
         parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, f"s{i + 1} fill", f"{name}: {loss}"))
     if limit:
         parts.append(svg.line(axis(limit), 10, axis(limit), bottom, "limit"))

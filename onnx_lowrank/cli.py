@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 
 import click
 
-from onnx_lowrank import __version__, output, pipeline, terminal
+from onnx_lowrank import __version__, output, pipeline, regressions, sidebyside, terminal
 from onnx_lowrank.commands import cache, zoo
 from onnx_lowrank.compare import compare as compare_models
 from onnx_lowrank.errors import LowRankError, SettingsError
 from onnx_lowrank.options import (
+    BASELINE,
     CACHE,
     DATA,
     GOAL,
@@ -26,7 +27,9 @@ from onnx_lowrank.options import (
     SHOW,
     WHAT,
     WHERE,
+    WHERE_EACH,
     WRITE,
+    counts,
     numbers,
     options,
     split,
@@ -85,18 +88,30 @@ def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: An
 
 @cli.command()
 @click.argument("models", type=PATH, nargs=-1, required=True)
-@options(DATA, *WHERE, *SHOW)
-def compare(models: tuple[Path, ...], data: tuple[str, ...], **given: Any) -> None:
-    """Compare latency and outputs of any ONNX MODELS with the first."""
+@options(DATA, *WHERE_EACH, *BASELINE, *SHOW)
+def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | None, **given: Any) -> None:
+    """Compare latency and outputs of any ONNX MODELS with the first that works."""
+    limit = given.pop("max_regression")
+    if limit is not None and baseline is None:
+        raise SettingsError("--max-regression needs --baseline; give an earlier .json of compare")
     show, choices = split(given)
     output.check(None, show["report_to"])
-    comparison = compare_models(models, data=data or None, **choices)
+    earlier = regressions.read(baseline) if baseline is not None else None
+    if "threads" in choices:
+        choices["threads"] = counts(choices["threads"])
+    with terminal.progress(show["quiet"] or show["as_json"]) as tick:
+        report = compare_models(models, data=data or None, progress=tick, command=_command(), **choices).to_dict()
+    if earlier is not None:
+        limit = regressions.DEFAULT if limit is None else limit
+        report["change"] = regressions.change(report, earlier, against=str(baseline), limit=limit)
     if show["report_to"] is not None:
-        output.write_report(show["report_to"], comparison.to_dict())
+        output.write_report(show["report_to"], report)
     if show["as_json"]:
-        click.echo(json.dumps(comparison.to_dict()))
+        click.echo(json.dumps(report))
     else:
-        terminal.show_comparison(comparison)
+        sidebyside.show(report, quiet=show["quiet"])
+    if earlier is not None:
+        regressions.require(report["change"])
 
 
 @cli.command()

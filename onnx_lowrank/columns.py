@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
-from onnx_lowrank import measure, timing
+from onnx_lowrank import measure, sessions
 from onnx_lowrank.files import read_model
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.plan import Plan
@@ -17,7 +19,7 @@ from onnx_lowrank.runtime import Session
 from onnx_lowrank.timing import Ratio
 
 _SECONDS = 30.0
-_ALONE, _LAST = 1, 3  # places of the precision alone and of both
+_ALONE = 1  # place of the precision alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,43 +48,42 @@ class Column:
         return row
 
 
-def columns_of(run: Run, plan: Plan, staged: Path) -> tuple[tuple[Latency, ...], tuple[Column, ...]]:
+def columns_of(run: Run, plan: Plan, staged: Path, loss: float) -> tuple[tuple[Latency, ...], tuple[Column, ...]]:
     """Latency of the saved file against the original at every shape, and the columns at the first one.
 
     Two columns where no site was factored: the original and the precision alone, which is the saved file.
+
+    Args:
+        loss: of the saved file.
     """
     settings, file = run.settings, run.loaded.file
     assert run.lowering is not None
     name = run.lowering.scheme.precision
     models: list[Path | onnx.ModelProto] = [file.path, staged]
-    names = ["original", f"{name} alone"]
+    names, losses = ["original", f"{name} alone"], [0.0, loss]
     if plan.rewritten:
-        models = [file.path, run.deployed(()), run.build(plan.decisions), staged]
+        factored = run.build(plan.decisions)
+        models = [file.path, run.deployed(()), factored, staged]
         names += ["low rank alone", f"low rank and {name}"]
+        losses = [0.0, run.base_loss, _loss(run, factored), loss]
     where: dict[str, Any] = {"provider": settings.provider, "threads": settings.threads, "folder": file.folder}
     races = [
-        measure.raced(models, feed, **where, seed=settings.seed, seconds=_SECONDS, rounds=60)
+        measure.race(models, feed, **where, seed=settings.seed, seconds=_SECONDS, streams=settings.streams)
         for feed in run.loaded.feeds
     ]
-    latency = tuple(
-        measure.latencies(times, clock, feed, threads=settings.threads, seed=settings.seed)[-1]
-        for feed, (times, clock) in zip(run.loaded.feeds, races, strict=True)
-    )
-    times = races[0][0][:, 1:]
-    columns = []
-    for place, (called, model) in enumerate(zip(names, models, strict=True)):
-        ratios = [timing.paired_ratio(times[:, base], times[:, place], seed=settings.seed) for base in (0, _ALONE)]
-        columns.append(
-            Column(
-                called,
-                _bytes(run, model),
-                0.0 if place == 0 else _loss(run, model),
-                float(timing.summary(times[:, place])["p50_ms"]),
-                ratios[0] if place else None,
-                ratios[1] if place != _ALONE else None,
-            )
-        )
-    return latency, tuple(columns)
+    sizes = [_bytes(run, model) for model in models]
+    return tuple(race[-1] for race in races), tuple(_columns(names, sizes, losses, races[0]))
+
+
+def _columns(
+    names: Sequence[str], sizes: Sequence[int], losses: Sequence[float], race: Sequence[Latency]
+) -> Iterator[Column]:
+    """Every model with its ratio to the original and to the precision alone, out of the rounds of one race."""
+    times = [np.asarray(runs["samples_ms"]) for runs in (race[0].before, *(entry.after for entry in race))]
+    for place, name in enumerate(names):
+        over = sessions.ratio(times[_ALONE], times[place], race[0].groups) if place != _ALONE else None
+        ratio = race[place - 1].ratio if place else None
+        yield Column(name, sizes[place], losses[place], float(np.median(times[place])), ratio, over)
 
 
 def _bytes(run: Run, model: Path | onnx.ModelProto) -> int:
@@ -91,6 +92,6 @@ def _bytes(run: Run, model: Path | onnx.ModelProto) -> int:
     return int(model.ByteSize())
 
 
-def _loss(run: Run, model: Path | onnx.ModelProto) -> float:
+def _loss(run: Run, model: onnx.ModelProto) -> float:
     session = Session(model, provider=run.settings.provider, threads=0, folder=run.loaded.file.folder)
     return run.references.loss(session).value()

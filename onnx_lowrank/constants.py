@@ -21,6 +21,10 @@ def is_constant_op(node: onnx.NodeProto) -> bool:
     return node.op_type in CONSTANT_OPS and node.domain in ("", "ai.onnx")
 
 
+def _is_whole(node: onnx.NodeProto) -> bool:
+    return bool(node.output) and (node.op_type == "Constant" or len(node.input) == 1)
+
+
 class Constants:
     """The constant tensors of a model's main graph, by name.
 
@@ -31,7 +35,7 @@ class Constants:
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         self._model, self._folder = model, folder
         self._initializers = {t.name: t for t in model.graph.initializer}
-        self._nodes = {n.output[0]: n for n in model.graph.node if is_constant_op(n) and n.output}
+        self._nodes = {n.output[0]: n for n in model.graph.node if is_constant_op(n) and _is_whole(n)}
         # Before IR 4 every initializer is listed as an input, and none can be overridden.
         self.overridable = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
 
@@ -71,8 +75,11 @@ class Constants:
         if root is None:
             return None
         value = read_tensor(root, self._folder)
-        for name in reversed(chain[:-1]):
-            value = evaluated(self._nodes[name], value)
+        try:
+            for name in reversed(chain[:-1]):
+                value = evaluated(self._nodes[name], value)
+        except (ValueError, KeyError, TypeError):  # a `perm` or a `to` that does not fit: the runtime will say so
+            return None
         return value
 
     def _root_tensor(self, name: str) -> onnx.TensorProto | None:

@@ -25,6 +25,7 @@ from onnx_lowrank.tensors import (
     size_of,
     tensors_of,
 )
+from onnx_lowrank.wellformed import check_text
 
 __all__ = ["ModelFile", "check_output", "copy_model", "make_tensor", "read_model", "read_tensor", "write_model"]
 
@@ -60,6 +61,7 @@ def read_model(path: Path) -> ModelFile:
     try:
         content = _content(path)
         model = _parse(content, path)
+        check_text(model, str(path))
         files = data_files(model, path.parent)
         digest = hashlib.sha256(content)
         size = len(content) + sum(file.stat().st_size for file in files.values())
@@ -202,6 +204,7 @@ def _skeleton(
 ) -> tuple[onnx.ModelProto, list[tuple[int, onnx.TensorProto]], int]:
     """The model without its large tensors, these with their offsets in the data file, and the file's size."""
     skeleton = onnx.ModelProto()
+    skeleton.graph.SetInParent()
     _copy_fields(model, skeleton, frozenset(("graph",)))
     _copy_fields(model.graph, skeleton.graph, frozenset(("initializer",)))
     for tensor in model.graph.initializer:

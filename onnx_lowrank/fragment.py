@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -40,13 +41,25 @@ class Fragment:
     constants: Mapping[str, npt.NDArray[Any]]
 
 
-Build = Callable[[Geometry, Array, Array, Array], Fragment]
-"""(geometry, one factor, the other, bias N) -> fragment.
+Build = Callable[..., Fragment]
+"""(geometry, factors, bias N) -> fragment.
 
-Low rank: left N×r and right r×K compute `left (right x) + bias`. Separable: first r×(C·kh), second N×(r·kw).
+Low rank: left N×r and right r×K compute `left (right x) + bias`. Nested, of one rank: first r×(K/w), second N×(r·w);
+of two ranks: first s×(K/w), core r×(s·w), last N×r.
 """
 
-Shapes = tuple[tuple[int, int], tuple[int, int]]
+Split = Literal["columns", "channels"]
+"""How a nested kind splits a patch of C·kh·kw entries: `columns` into (C·kh) × kw, `channels` into C × (kh·kw).
+
+The first factor reads the former, at each of the latter alike.
+"""
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def split_width(geometry: Geometry, split: Split) -> int:
+    """Entries w of a patch that the first factor reads alike."""
+    return geometry.kernel[-1] if split == "columns" else math.prod(geometry.kernel)
 
 
 def _low_rank_shapes(geometry: Geometry, rank: int) -> Shapes:
@@ -66,30 +79,62 @@ def _always(geometry: Geometry, left: Array) -> bool:
 class Kind:
     """One way to write a site: where it applies, what it costs, and the fragment it becomes.
 
+    A kind has one rank, or two: then `rank` is that of the last factor and `inner` that of the first; `inner` is 0 for
+    a kind of one rank.
+
     Attributes:
         name: as in `--kinds`.
         applies: whether a geometry can be written so.
-        cost: multiply-adds per output position at a rank.
+        cost: multiply-adds per output position at a rank, or at a rank and an inner rank.
         build: the fragment.
-        separable: whether it is fitted as a separable kernel, on patches, and not as a low-rank matrix.
-        shapes: of the two factors at a rank.
-        full: the rank at which it is exact.
+        split: how a nested kind splits a patch; None is a low-rank matrix.
+        shapes: of the factors at a rank, or at a rank and an inner rank.
+        full: the rank at which it is exact (with `inner_full`, for two ranks).
         usable: whether a left factor (N×r) can be written so in the stored type.
+        inner_full: the inner rank at which it is exact; None for a kind of one rank.
     """
 
     name: str
     applies: Callable[[Geometry], bool]
-    cost: Callable[[Geometry, int], int]
+    cost: Callable[..., int]
     build: Build
-    separable: bool = False
-    shapes: Callable[[Geometry, int], Shapes] = _low_rank_shapes
+    split: Split | None = None
+    shapes: Callable[..., Shapes] = _low_rank_shapes
     full: Callable[[Geometry], int] = _low_rank_full
     usable: Callable[[Geometry, Array], bool] = _always
+    inner_full: Callable[[Geometry], int] | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks it has, 1 or 2."""
+        return 1 if self.inner_full is None else 2
+
+    def macs(self, geometry: Geometry, rank: int, inner: int = 0) -> int:
+        """Multiply-adds per output position at a size."""
+        return self.cost(geometry, *self.size(rank, inner))
+
+    def size(self, rank: int, inner: int = 0) -> tuple[int, ...]:
+        """The ranks that `cost` and `shapes` take."""
+        return (rank,) if self.ranks == 1 else (rank, inner)
 
     def max_rank(self, geometry: Geometry) -> int:
         """Largest rank that costs fewer multiply-adds than the dense weight; 0 when there is none."""
-        dense = geometry.outputs * geometry.inputs
-        return next((r for r in range(self.full(geometry) - 1, 0, -1) if self.cost(geometry, r) < dense), 0)
+        dense, inner = geometry.outputs * geometry.inputs, 1
+        return next((r for r in range(self.full(geometry) - 1, 0, -1) if self.macs(geometry, r, inner) < dense), 0)
+
+    def allows(self, geometry: Geometry, rank: int, inner: int = 0) -> bool:
+        """Whether the kind applies and the size costs fewer multiply-adds than the dense weight."""
+        if not self.applies(geometry) or not 0 < rank <= self.max_rank(geometry):
+            return False
+        most = 0 if self.inner_full is None else self.inner_full(geometry)
+        if not min(most, 1) <= inner <= most:
+            return False
+        return self.macs(geometry, rank, inner) < geometry.outputs * geometry.inputs
+
+
+def size_text(rank: int, inner: int = 0) -> str:
+    """A size as it stands in tables of times: `64`, or `48x96` for the inner rank 48 and the rank 96."""
+    return f"{inner}x{rank}" if inner else str(rank)
 
 
 def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from onnx_lowrank import charts, figures, fourways, timings, tradeoffs, verdicts, views
+from onnx_lowrank import breakdowns, charts, figures, fourways, partcharts, timings, tradeoffs, verdicts, views
 from onnx_lowrank.errors import RuntimeMissing
 
 
@@ -72,14 +72,14 @@ def _report(report: Mapping[str, Any]) -> dict[str, Any]:
         "prefix": views.common_prefix(report),
         "dense": views.dense_reasons(report),
         "kept": report.get("kept") or {},
-        "accuracy": views.listed("accuracy", report.get("accuracy")),
         "loss": (figures.short(found.get("loss")), figures.short(limit, 1)) if measured else None,
         "staircases": tradeoffs.staircases(report),
         "charts": {
-            **_timed(known),
+            **_timed(report, known),
             "frontier": tradeoffs.frontier(report),
             "sites": charts.sites(report),
             "losses": charts.losses([("rewritten", float(found["loss"]))], limit) if measured else "",
+            "samples": partcharts.sample_losses([("rewritten", report.get("sample_losses") or ())], limit),
         },
     }
 
@@ -88,6 +88,7 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
     known = timings.timings(report)
     names = timings.model_names(report)
     rows = [(n, r["loss"]) for n, r in zip(names, report["models"], strict=True) if figures.finite(r.get("loss"))]
+    first = names[report.get("baseline") or 0]
     p50 = dict(zip(known[0].names, (s.get("p50_ms") for s in known[0].stats), strict=True)) if known else {}
     points = [(n, float(p50[n] or 0), float(loss)) for n, loss in rows if figures.finite(p50.get(n))]
     return {
@@ -101,14 +102,14 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
         "prefix": "",
         "dense": {},
         "kept": {},
-        "accuracy": views.listed("accuracy", report.get("accuracy")),
         "loss": None,
         "staircases": [],
         "charts": {
-            **_timed(known),
+            **_timed(report, known),
             "frontier": tradeoffs.models(points),
             "sites": "",
-            "losses": charts.losses([(n, float(v)) for n, v in rows[1:]], None),
+            "losses": charts.losses([(n, float(v)) for n, v in rows if n != first], None),
+            "samples": partcharts.sample_losses(_samples(report, names, first), None),
         },
     }
 
@@ -120,12 +121,35 @@ def _common(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str,
         "timings": known,
         "latency": views.latency(report),
         "precisions": fourways.precisions(report),
-        "profile": views.listed("profile", report.get("profile")),
+        "accuracy": breakdowns.accuracy(report),
+        "cold": breakdowns.cold(report),
+        "profile": breakdowns.profile(report),
+        "fusions": breakdowns.fusions(report),
+        "matrix": breakdowns.matrix(report),
+        "change": breakdowns.change(report),
+        "against": (report.get("change") or {}).get("against"),
+        "errors": [(n, r["error"]) for n, r in _failed(report)],
         "environment": verdicts.environment(report),
         "seconds": report.get("seconds") or {},
         "command": report.get("command") or "",
     }
 
 
-def _timed(known: list[timings.Timing]) -> dict[str, Any]:
-    return {"distributions": [charts.distribution(t) for t in known], "intervals": charts.intervals(known)}
+def _samples(report: Mapping[str, Any], names: list[str], first: str) -> list[tuple[str, Any]]:
+    rows = zip(names, report["models"], strict=True)
+    return [(name, row["sample_losses"]) for name, row in rows if row.get("sample_losses") and name != first]
+
+
+def _failed(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    if "models" not in report:
+        return []
+    named = zip(timings.model_names(report), report["models"], strict=True)
+    return [(name, row) for name, row in named if row.get("error")]
+
+
+def _timed(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str, Any]:
+    return {
+        "distributions": [charts.distribution(t) for t in known],
+        "intervals": charts.intervals(known),
+        "profile": partcharts.nodes(report),
+    }

@@ -220,8 +220,8 @@ class LatencyTable:
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
         made = [self._deployed(fragment_model(f, geometry), x) for f in fragments.values()]
         runs = [
-            functools.partial(runtime.Session(model, provider=self.provider, threads=self.threads).run, feed)
-            for model, feed in made
+            functools.partial(runtime.Session(m, provider=self.provider, threads=self.threads, spin=True).run, feed)
+            for m, feed in made
         ]
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS

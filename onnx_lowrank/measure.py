@@ -12,28 +12,41 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lowrank import timing
+from onnx_lowrank import sessions, timing
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.runtime import Feed, NodeRun, Session
+from onnx_lowrank.streams import throughput
 from onnx_lowrank.timing import Ratio
+
+NOISE, SLOWDOWN = 0.025, 1.08
+"""From where on a user is warned: half-width of the A/A interval; slowest over fastest time of a fixed computation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself."""
+    """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself.
+
+    `before` and `after` hold the single runs too (`samples_ms`), `again` those of the control; `groups` are the rounds
+    of each group of sessions, `speed` how much slower the processor was after each than at its best.
+    """
 
     shape: dict[str, list[int]]
     clock: str
     threads: int
-    before: dict[str, float | int]
-    after: dict[str, float | int]
+    before: dict[str, Any]
+    after: dict[str, Any]
     ratio: Ratio
     aa: Ratio
+    provider: str = "cpu"
+    groups: tuple[int, ...] = ()
+    speed: tuple[float, ...] = ()
+    again: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
         return {
             "shape": self.shape,
+            "provider": self.provider,
             "clock": self.clock,
             "threads": self.threads,
             "before": self.before,
@@ -41,7 +54,11 @@ class Latency:
             "runs": self.before["runs"],
             "ratio": self.ratio.value,
             "ratio_ci": [self.ratio.low, self.ratio.high],
+            "aa_ratio": self.aa.value,
             "aa_ratio_ci": [self.aa.low, self.aa.high],
+            "rounds_by_session": list(self.groups),
+            "processor_slowdown": list(self.speed),
+            "control_ms": list(self.again),
         }
 
 
@@ -53,52 +70,59 @@ def race(
     threads: int,
     seed: int,
     seconds: float = 20.0,
-    rounds: int = 60,
     folder: Path | None = None,
+    streams: int = 1,
 ) -> list[Latency]:
     """Time models turn about against the first, with the first twice as an A/A control.
 
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
+    Every model is opened anew several times, so that the intervals hold what differs between sessions.
     Returns one entry for every model after the first.
+
+    Args:
+        streams: above 1, the throughput of so many threads that run at the same time is measured too.
     """
-    where: dict[str, Any] = {"provider": provider, "threads": threads, "folder": folder}
-    times, clock = raced(models, feed, **where, seed=seed, seconds=seconds, rounds=rounds)
-    return latencies(times, clock, feed, threads=threads, seed=seed)
 
+    def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
+        return lambda: functools.partial(
+            Session(model, provider=provider, threads=threads, folder=folder, spin=True).run, feed
+        )
 
-def raced(
-    models: Sequence[Path | onnx.ModelProto],
-    feed: Feed,
-    *,
-    provider: str,
-    threads: int,
-    seed: int,
-    seconds: float = 20.0,
-    rounds: int = 60,
-    folder: Path | None = None,
-) -> tuple[Array, str]:
-    """Seconds of every round, the first model twice and then all others; and the clock they were taken by."""
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (models[0], *models)]
-    runs = [functools.partial(s.run, feed) for s in sessions]
-    samples = timing.interleave(runs, rounds=rounds, seconds=seconds, seed=seed, warmup=2, min_rounds=9)
-    return samples.of(provider, threads)
-
-
-def latencies(times: Array, clock: str, feed: Feed, *, threads: int, seed: int) -> list[Latency]:
-    """An entry for every model after the first, out of what `raced` gives."""
-    aa = timing.paired_ratio(times[:, 0], times[:, 1], seed=seed)
+    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed)
+    times, clock = raced.of(provider, threads)
+    control, first = times[:, 0], times[:, 1]
+    stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
+    if streams > 1:
+        rates = throughput([opener(model)() for model in models], streams, seed=seed)
+        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
     return [
         Latency(
-            shape={name: list(array.shape) for name, array in feed.items()},
+            shape={name: list(np.shape(array)) for name, array in feed.items()},
             clock=clock,
             threads=threads,
-            before=timing.summary(times[:, 1]),
-            after=timing.summary(times[:, column]),
-            ratio=timing.paired_ratio(times[:, 1], times[:, column], seed=seed),
-            aa=aa,
+            before=stats[0],
+            after=stats[column - 1],
+            ratio=sessions.ratio(first, times[:, column], raced.groups, control),
+            aa=sessions.ratio(control, first, raced.groups),
+            provider=provider,
+            groups=raced.groups,
+            speed=raced.speed,
+            again=_milliseconds(control),
         )
         for column in range(2, times.shape[1])
     ]
+
+
+def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
+    found: dict[str, Any] = timing.summary(times)
+    if clock != "wall":
+        found["wall_p50_ms"] = round(float(np.median(wall)) * 1e3, 6)
+    found["per_second"] = 1e3 / found["mean_ms"]
+    return {**found, "samples_ms": list(_milliseconds(times))}
+
+
+def _milliseconds(times: Array) -> tuple[float, ...]:
+    return tuple(round(float(t) * 1e3, 6) for t in times)
 
 
 def quick_race(
@@ -113,15 +137,35 @@ def quick_race(
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
-    sessions = [Session(m, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+    opened = [Session(m, provider=provider, threads=threads, folder=folder, spin=True) for m in (original, other)]
     found = []
     for feed in feeds:
-        runs = [functools.partial(s.run, feed) for s in sessions]
+        runs = [functools.partial(s.run, feed) for s in opened]
         samples = timing.interleave(runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5)
         times, _ = samples.of(provider, threads)
         found.append(np.median(times, axis=0) * 1e3)
     before, after = np.mean(found, axis=0)
     return {"before": float(before), "after": float(after)}
+
+
+def cautions(entries: Sequence[Latency]) -> list[str]:
+    """Sentences about timings that one should not trust to the last percent: noise, a processor that slowed down."""
+    found = []
+    for entry in entries:
+        threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else "default threads"
+        where = f"{entry.provider}, {threads}"
+        noise = max(abs(entry.aa.low - 1), abs(entry.aa.high - 1))
+        if noise > NOISE:
+            found.append(
+                f"noise above {100 * NOISE:g} % ({where}): the original against itself gave {entry.aa.low:.3f}–"
+                f"{entry.aa.high:.3f}; differences of that size mean nothing, so time again on a quiet machine"
+            )
+        if entry.speed and max(entry.speed) > SLOWDOWN:
+            found.append(
+                f"clock throttling ({where}): a fixed computation took {100 * (max(entry.speed) - 1):.0f} % longer "
+                "at times; single times are too high, ratios of the same round hold"
+            )
+    return list(dict.fromkeys(found))
 
 
 def no_change() -> Ratio:

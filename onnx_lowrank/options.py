@@ -44,6 +44,30 @@ WHERE = (
     ),
     click.option("--samples", type=int, default=None, help="Read at most so many samples [default: 256]."),
     click.option("--seed", type=int, default=None, help="Seed of every random choice [default: 0]."),
+    click.option(
+        "--streams", type=int, default=None, help="Throughput with so many threads at once, too [default: 1]."
+    ),
+)
+WHERE_EACH = (
+    click.option("--provider", multiple=True, help="Execution provider; repeat it to time with each [default: cpu]."),
+    click.option(
+        "--threads",
+        multiple=True,
+        metavar="N,…",
+        help="Intra-op threads; 1,2 or repeated times with each [default: 1].",
+    ),
+    *WHERE[2:],
+)
+BASELINE = (
+    click.option("--brief", is_flag=True, help="Latency and loss only: no outputs, cold starts and times by node."),
+    click.option("--metric", default=None, help=f"{', '.join(METRIC_NAMES)} or file.py:function [default: relative]."),
+    click.option("--baseline", type=PATH, help="An earlier .json of compare: show what changed, exit 3 when worse."),
+    click.option(
+        "--max-regression",
+        type=click.FloatRange(min=0),
+        default=None,
+        help="What latency or loss may get worse by against --baseline [default: 0.05].",
+    ),
 )
 WHAT = (
     click.option("--include", multiple=True, metavar="GLOB", help="Only nodes with such names. Repeatable."),
@@ -82,7 +106,9 @@ CACHE = click.option(
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
 )
 SHOW = (
-    click.option("--report", "report_to", type=PATH, help="Write the report: .html, .json or .md."),
+    click.option(
+        "--report", "report_to", type=PATH, help="Write the report: .html, .json, .md, or raw samples as .csv."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
     click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
@@ -113,6 +139,18 @@ def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if "output_weights" in choices:
         choices["output_weights"] = dict(_weight(text) for text in choices["output_weights"])
     return show, choices
+
+
+def counts(given: tuple[str, ...]) -> list[int]:
+    """`1,2` and `4` as numbers of threads.
+
+    Raises:
+        SettingsError: not such a list.
+    """
+    try:
+        return [int(part) for text in given for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SettingsError(f"--threads '{','.join(given)}' is not a list of numbers such as 1,2") from None
 
 
 def numbers(text: str) -> tuple[float, ...]:

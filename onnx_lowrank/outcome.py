@@ -8,13 +8,14 @@ from pathlib import Path
 
 from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
-from onnx_lowrank.measure import Latency, no_change
+from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.run import Run
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.verify import Measured, facts, facts_of, measured, publish, race_files, staging
+from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, publish, race_files, staging
 
 _GIVE_BACK_ROUNDS = 6
 
@@ -73,8 +74,9 @@ def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
     write_model(run.deployed(plan.decisions), staged, folder=run.loaded.file.folder, external=external)
     if run.lowering is None:
         return measured(staged, run.loaded, run.references, run.settings)
-    latency, columns = columns_of(run, plan, staged)
-    return Measured(columns[-1].loss, latency, columns)
+    counted = loss_of_file(staged, run.references, run.settings)
+    latency, columns = columns_of(run, plan, staged, counted.value())
+    return Measured(counted.value(), latency, tuple(counted.per_sample), columns)
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
@@ -127,16 +129,19 @@ def _publish(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
             f"({default.ratio.low:.2f}–{default.ratio.high:.2f}): the gain is not sure there"
         )
+    run.warnings += cautions((*found.latency, default))
     goal = run.settings.speedup
     if goal is not None and ratio.value < goal:
         run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
+    details = examined(run, staged, found)
     after = facts_of(staged, run.loaded, out)
     publish(staged, out)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
-    return report_of(run, plan, verdict, before, after, (*found.latency, default), command, found.columns)
+    report = report_of(run, plan, verdict, before, after, (*found.latency, default), command, found.columns)
+    return dataclasses.replace(report, details=details)
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:

@@ -10,12 +10,14 @@ from typing import Any, Final
 from onnx_lowrank import html
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.markdown import markdown
+from onnx_lowrank.samples import csv_text
 from onnx_lowrank.saving import write_bytes
 
 _FORMATS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     ".html": html.html,
     ".json": lambda report: json.dumps(report, indent=1) + "\n",
     ".md": markdown,
+    ".csv": csv_text,
 }
 
 
@@ -38,7 +40,7 @@ def check(plan_out: Path | None, report_to: Path | None) -> None:
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write the JSON form of a report as what the suffix says: HTML, JSON or Markdown."""
+    """Write the JSON form of a report as what the suffix says: HTML, JSON, Markdown, or raw samples as CSV."""
     write_text(path, _FORMATS[path.suffix](report))
 
 

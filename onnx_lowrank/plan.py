@@ -11,13 +11,15 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.sites import Why
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """What becomes of one site: a kind at a rank, or the reason why it keeps its weight.
 
+    `inner` is the rank of the first factor of a kind that has two (`tucker`, `asym3d`), whose `rank` is that of the
+    last; else 0.
     `partner` is the other site of a hidden layer that becomes narrower (kind `nystrom`, where the rank is its width);
     `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
     what it was estimated to cost the model's outputs.
@@ -34,6 +36,7 @@ class Decision:
     error: float | None = None
     loss: float | None = None
     partner: str | None = None
+    inner: int = 0
 
     def keep(self, why: Why) -> Decision:
         """The same site, kept dense for a reason."""
@@ -46,25 +49,25 @@ class Refit:
     """One repair with data: the ranks whose rewritten prefix gave the inputs, and the sites that took new factors.
 
     Attributes:
-        ranks: node, kind and rank of every site that was rewritten then; later ranks may be others.
+        ranks: node, kind, rank and inner rank of every site that was rewritten then; later ranks may be others.
         kept: nodes.
     """
 
-    ranks: tuple[tuple[str, str, int], ...]
+    ranks: tuple[tuple[str, str, int, int], ...]
     kept: tuple[str, ...]
 
     @classmethod
     def of(cls, decisions: Iterable[Decision], kept: Iterable[str]) -> Refit:
         """The record of a repair of a plan."""
-        return cls(tuple((d.node, d.kind, d.rank) for d in decisions if d.kind and d.rank), tuple(kept))
+        return cls(tuple((d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind and d.rank), tuple(kept))
 
     def plan(self, decisions: Iterable[Decision]) -> tuple[Decision, ...]:
         """The same sites with the kinds and ranks of then."""
-        then = {node: (kind, rank) for node, kind, rank in self.ranks}
+        then = {node: (kind, rank, inner) for node, kind, rank, inner in self.ranks}
         return tuple(
-            dataclasses.replace(d, kind=kind, rank=rank)
+            dataclasses.replace(d, kind=kind, rank=rank, inner=inner)
             for d in decisions
-            for kind, rank in [then.get(d.node, (None, None))]
+            for kind, rank, inner in [then.get(d.node, (None, None, 0))]
         )
 
 
@@ -144,7 +147,7 @@ class Plan:
 
 
 def _refit(row: dict[str, Any]) -> Refit:
-    ranks = tuple((str(node), str(kind), int(rank)) for node, kind, rank in row["ranks"])
+    ranks = tuple((str(node), str(kind), int(rank), int(inner)) for node, kind, rank, inner in row["ranks"])
     return Refit(ranks, tuple(str(node) for node in row["kept"]))
 
 

@@ -10,6 +10,7 @@ import scipy.linalg
 
 from onnx_lowrank import insitu, measure, wholes
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
+from onnx_lowrank.blame import explained
 from onnx_lowrank.candidates import MAX_ERROR, fitting, measured_choices
 from onnx_lowrank.layers import with_layers
 from onnx_lowrank.linalg import Array
@@ -20,7 +21,7 @@ from onnx_lowrank.probe import Probes
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
 from onnx_lowrank.search import search
-from onnx_lowrank.sensitivity import responses
+from onnx_lowrank.sensitivity import floored, responses
 from onnx_lowrank.sites import Why
 
 Decisions = tuple[Decision, ...]
@@ -28,6 +29,7 @@ Decisions = tuple[Decision, ...]
 _PROBE_MACS = 2.5e12  # multiply-adds that all probes together may take: about two minutes of two cores
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
 _POLISH_ROUNDS = 2
+_CORRECTIONS = 4  # searches again with raised estimates
 
 
 def choose(run: Run) -> list[Choices]:
@@ -126,6 +128,7 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
     widths = [(c.dense.node, {k.rank: k.error for k in c.candidates if k.partner}) for c in asked]
     reading = [(node, known) for node, known in widths if known and run.fits[node].narrow is not None]
     layers = responses(reading, probed.narrow_loss, progress, probes=probes)
+    found, layers = floored(found), floored(layers)
     run.probes = {
         "sites": len(asked),
         "runs": samples * sum(len(r.points) for r in (*found.values(), *layers.values())),
@@ -156,7 +159,7 @@ def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
     return {rank: error for rank, error in errors.items() if error <= most}
 
 
-def _reach(run: Run, choices: Sequence[Choices]) -> Decisions:
+def _reach(run: Run, choices: list[Choices]) -> Decisions:
     """The plan for the goal; all dense when none reaches it."""
     dense = tuple(c.stay() for c in choices)
     if run.settings.size is not None:
@@ -172,21 +175,31 @@ def _spectra(run: Run) -> dict[str, Array]:
     return {s.name: scipy.linalg.svdvals(s.weight.astype(np.float64)) for s in run.loaded.sites}
 
 
-def _within_loss(
-    run: Run, plans: Plans, choices: Sequence[Choices], limit: float, scale: float = 1.0
-) -> Decisions | None:
+def _within_loss(run: Run, plans: Plans, choices: list[Choices], limit: float, scale: float = 1.0) -> Decisions | None:
     """The furthest plan whose measured loss holds, then between it and the next one by the whole knapsack.
 
     Args:
+        choices: estimates that a built plan proves wrong are raised in place.
         scale: measured over predicted loss, as far as it is known.
     """
     base = run.base_loss
-    plans = [(base + predicted, decisions) for predicted, decisions in plans]
-    found = search(plans, lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
+
+    def based(plans: Plans) -> Plans:
+        return [(base + predicted, decisions) for predicted, decisions in plans]
+
+    found = search(based(plans), lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
+    if run.settings.policy != "knapsack":
+        return found.holds
+    for _ in range(_CORRECTIONS):
+        raised = explained(choices, found, limit)
+        if raised is None:
+            break
+        choices[:] = raised
+        found = search(based(frontier(choices)), lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
     run.clock("decide", 1, 1)
-    if found is None or run.settings.policy != "knapsack":
-        return found and found[0]
-    best, loss = found
+    best, loss = found.holds, found.value
+    if best is None:
+        return None
     for _ in range(_POLISH_ROUNDS):
         budget = predicted_loss(best) * (0.99 * limit - base) / max(loss - base, 0.05 * loss, 1e-12)
         better = settle(choices, least="ms", limited="loss", limit=budget)
@@ -224,8 +237,8 @@ def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
 
     found = search(fastest_first, share, 1 / speedup)
     run.clock("decide", 1, 1)
-    if found is not None:
-        return found[0]
+    if found.holds is not None:
+        return found.holds
     run.warnings.append(f"no plan reaches speed-up {speedup:g}: this is the fastest one")
     return plans[-1][1]
 

@@ -16,7 +16,7 @@ from onnx_lowrank.consumers import readers
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
-from onnx_lowrank.fragment import Kind
+from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.importance import output_metrics
 from onnx_lowrank.inputs import InputSpec
@@ -30,8 +30,8 @@ from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.sites import Keep, Site, Why
-from onnx_lowrank.unfolding import separable_fits
+from onnx_lowrank.sites import Geometry, Keep, Site, Why
+from onnx_lowrank.unfolding import nested_fits
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the steps done and the steps in all."""
@@ -184,14 +184,21 @@ def calibrate(
         progress("factor", done, len(sites))
         fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
         name = site.name
-        fits[name] = dataclasses.replace(fit, separable=separated.get(name), narrow=narrow.get(name))
+        fits[name] = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
     progress("factor", len(sites), len(sites))
     return fits
 
 
-def _fitted_rank(kind: Kind, site: Site) -> int:
-    """Ranks near the break-even of multiply-adds are never faster, and what is kept grows with their square."""
-    return max(kind.max_rank(site.geometry) * 3 // 4, 1)
+def _fitted_rank(kind: Kind, geometry: Geometry) -> int:
+    """Ranks near the break-even of multiply-adds are never faster, and what is kept grows with their square.
+
+    Two equal ranks that take half of the work bound the inner one.
+    """
+    if kind.inner_full is not None:
+        half = geometry.outputs * geometry.inputs // 2
+        most = min(kind.full(geometry), kind.inner_full(geometry))
+        return next((r for r in range(most, 1, -1) if kind.macs(geometry, r, r) <= half), 1)
+    return max(kind.max_rank(geometry) * 3 // 4, 1)
 
 
 def _separated(
@@ -200,16 +207,20 @@ def _separated(
     allowed: Mapping[str, Sequence[str]],
     settings: Settings,
     progress: Progress,
-) -> dict[str, Separable]:
-    """Separable fits of the sites that an allowed separable kind applies to."""
-    wanted: dict[str, tuple[Site, int]] = {}
+) -> dict[str, dict[Split, Separable]]:
+    """Nested fits of the sites that an allowed nested kind applies to."""
+    wanted: dict[str, tuple[Site, dict[Split, int]]] = {}
     for site in (s for s in sites if s.geometry.inputs <= MOST):
-        kinds = [k for k in KINDS if k.separable and k.name in allowed[site.name] and k.applies(site.geometry)]
-        if rank := max((_fitted_rank(kind, site) for kind in kinds if kind.max_rank(site.geometry)), default=0):
-            wanted[site.name] = (site, rank)
+        kinds = [k for k in KINDS if k.name in allowed[site.name] and k.applies(site.geometry)]
+        most: dict[Split, int] = {}
+        for kind in (k for k in kinds if k.split is not None and k.max_rank(site.geometry)):
+            assert kind.split is not None
+            most[kind.split] = max(most.get(kind.split, 1), _fitted_rank(kind, site.geometry))
+        if most:
+            wanted[site.name] = (site, most)
     if not wanted:
         return {}
-    return separable_fits(
+    return nested_fits(
         loaded.file.model,
         loaded.file.folder,
         wanted,

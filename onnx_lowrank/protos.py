@@ -117,5 +117,6 @@ def evaluated(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]
     if node.op_type == "Transpose":
         return np.transpose(value, attribute(node, "perm", None))
     if node.op_type == "Cast":
-        return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
     return value

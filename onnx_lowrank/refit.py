@@ -19,6 +19,7 @@ import numpy as np
 from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.chains import disjoint_chains
+from onnx_lowrank.fragment import Split, split_width
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import MOST, rows
@@ -30,7 +31,7 @@ from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.regression import JointMoments, towards
 from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session, with_outputs
-from onnx_lowrank.separable import separable
+from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
@@ -165,10 +166,10 @@ def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric |
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
     linear = target @ moments.mean
     weighted = target if metric is None else metric.root @ target
-    separated = None
-    if any(kind.separable for kind in KINDS if kind.name == decision.kind):
-        kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
-        separated = separable(weighted, second, moments.mean, kernel, moments.count, decision.rank or 1)
+    nested: dict[Split, Separable] = {}
+    for split in (kind.split for kind in KINDS if kind.name == decision.kind and kind.split is not None):
+        width, most = split_width(site.geometry, split), decision.inner or decision.rank or 1
+        nested[split] = separable(weighted, second, moments.mean, width, moments.count, most)
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
-    return Fit(spectrum, moments.mean_y, linear, target, separated, metric, narrow)
+    return Fit(spectrum, moments.mean_y, linear, target, nested, metric, narrow)

@@ -91,6 +91,7 @@ class Report:
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     precisions: tuple[dict[str, Any], ...] = ()
     ways: tuple[dict[str, Any], ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -123,6 +124,7 @@ class Report:
             "seconds": self.seconds,
             "command": self.command,
             "warnings": list(self.warnings),
+            **self.details,
         }
 
 

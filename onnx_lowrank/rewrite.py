@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 
-from onnx_lowrank.calibration import Fits, fitted, narrow_fit
+from onnx_lowrank.calibration import Fits, factors, narrow_fit
 from onnx_lowrank.chains import Chain, chain_after
 from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import ModelFile
+from onnx_lowrank.fragment import size_text
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -32,7 +33,7 @@ def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence
         if decision.kind in (None, NYSTROM) or decision.rank is None:
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
-        fragment = kind.build(site.geometry, *fitted(site, fit, decision.rank, separable=kind.separable))
+        fragment = kind.build(site.geometry, *factors(site, fit, kind, decision.rank, decision.inner))
         yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
 
 
@@ -109,8 +110,9 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
             _check_pair(decision, decisions)
             continue
         kind, here = kinds.get(decision.kind), geometry[decision.node]
-        if kind is None or not kind.applies(here) or decision.rank > kind.max_rank(here):
-            raise SettingsError(f"node '{decision.node}' cannot become {decision.kind} at rank {decision.rank}")
+        if kind is None or not kind.allows(here, decision.rank, decision.inner):
+            size = size_text(decision.rank, decision.inner)
+            raise SettingsError(f"node '{decision.node}' cannot become {decision.kind} at rank {size}")
 
 
 def _check_pair(decision: Decision, decisions: Sequence[Decision]) -> None:

@@ -94,7 +94,7 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         wanted = {d.node for d in plan.decisions}
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
         decided = unrepaired(plan)
-        rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, _, _ in r.ranks}
+        rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
     precision = check_precision(loaded.file.model, settings.precision, {s.geometry.dtype for s in loaded.sites})
     table = None if precision else _table(settings)
     original = Session(path, provider=settings.provider, threads=0)

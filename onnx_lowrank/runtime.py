@@ -21,6 +21,7 @@ from onnx_lowrank.settings import suggestion
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
+_PROFILED = "onnx_lowrank_node_"
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -103,6 +104,8 @@ class Session:
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
         prepack: False maps weights from disk instead of copying them; for calibration, never for timing.
+        spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
+            use too it slows everybody down.
 
     Raises:
         ModelError: the runtime refuses the model.
@@ -118,6 +121,7 @@ class Session:
         folder: Path | None = None,
         optimize: bool = True,
         prepack: bool = True,
+        spin: bool = False,
         profile_to: str | None = None,
     ) -> None:
         ort = load()
@@ -130,6 +134,8 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
@@ -210,7 +216,7 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named = onnx.ModelProto()
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
-        node.name = f"onnx_lowrank_node_{position}"
+        node.name = f"{_PROFILED}{position}"
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
@@ -225,7 +231,7 @@ def node_times(
     """Milliseconds of every node of the model as the runtime executes it, optimised; the median of some runs."""
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(model, provider=provider, threads=threads, folder=folder, profile_to=prefix)
+        session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
         for _ in range(runs + 1):
             session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -241,12 +247,10 @@ def _node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
     found: dict[int, NodeRun] = {}
     for event in events:
         name, _, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") != "Node" or not name.startswith("onnx_lowrank_node_") or suffix:
-            continue
-        number, args = name.removeprefix("onnx_lowrank_node_"), event["args"]
-        if not number.isdecimal():  # a node that the runtime made: it gives every reader a DequantizeLinear of its own
-            continue
-        position = int(number)
+        number = name.removeprefix(_PROFILED)
+        if event.get("cat") != "Node" or suffix or number == name or not number.isdigit():
+            continue  # a node of a body, or one that the runtime made (`…/duplicated`)
+        position, args = int(number), event["args"]
         earlier = found.get(position)
         found[position] = NodeRun(
             op=args["op_name"],

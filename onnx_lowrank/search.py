@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from onnx_lowrank.plan import Decision
 
 _CLOSE = 0.97  # a measured value so near below the limit ends the search
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was measured on both sides of the limit.
+
+    Attributes:
+        holds: the last plan that was measured to hold, with its `value`; None, and 0, when none was.
+        fails: the first plan that was measured not to hold, with its value `over`; None, and infinite, when none was.
+    """
+
+    holds: tuple[Decision, ...] | None = None
+    value: float = 0.0
+    fails: tuple[Decision, ...] | None = None
+    over: float = math.inf
 
 
 def search(
@@ -16,8 +33,8 @@ def search(
     *,
     rounds: int = 10,
     scale: float = 1.0,
-) -> tuple[tuple[Decision, ...], float] | None:
-    """The last plan whose *measured* value stays within `limit`, with that value; None when none was found to.
+) -> Found:
+    """The last plan whose *measured* value stays within `limit`.
 
     Args:
         plans: in the order of their predicted value, which comes first in each pair.
@@ -29,19 +46,19 @@ def search(
     The additive model proposes, built models answer, and every answer corrects the model's scale. A proposal
     outside the bracket of what was measured becomes the middle of the bracket.
     """
-    holds, fails, value = -1, len(plans), 0.0
+    found, holds, fails = Found(), -1, len(plans)
     for _ in range(rounds):
         if fails - holds <= 1:
             break
         proposed = sum(predicted * scale <= limit for predicted, _ in plans) - 1
         step = proposed if holds < proposed < fails else (holds + fails) // 2
         predicted, decisions = plans[step]
-        found = measured(decisions)
-        if found <= limit:
-            holds, value = step, found
+        value = measured(decisions)
+        if value <= limit:
+            holds, found = step, dataclasses.replace(found, holds=decisions, value=value)
         else:
-            fails = step
-        if _CLOSE * limit <= found <= limit:
+            fails, found = step, dataclasses.replace(found, fails=decisions, over=value)
+        if _CLOSE * limit <= value <= limit:
             break
-        scale = found / predicted if predicted > 0 and 0 < found < float("inf") else scale
-    return (plans[holds][1], value) if holds >= 0 else None
+        scale = value / predicted if predicted > 0 and 0 < value < math.inf else scale
+    return found

@@ -12,6 +12,7 @@ TARGETS = (0.01, 0.08)
 """Errors of the site's own output at which it is probed, where such ranks exist."""
 
 _LINEAR = 1.5  # the two slopes may differ by this factor before a third probe is made
+_LEAST = 1e-3  # of the median slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,20 @@ class Response:
         """Whether loss over error is the same at all probes, within a factor of 1.5."""
         slopes = [loss / error for error, loss in self.points if error > 0]
         return not slopes or max(slopes) <= _LINEAR * max(min(slopes), 1e-300)
+
+
+def floored(found: Mapping[str, Response]) -> dict[str, Response]:
+    """Responses of sites whose error shows on no probed sample, raised to a small share of the median site's.
+
+    Few samples may exercise few of a site's outputs; an error that reaches the model's outputs not at all is not to be
+    believed, and a site that looks free would be rewritten first.
+    """
+    slopes = [loss / error for r in found.values() for error, loss in r.points[-1:] if error > 0]
+    least = _LEAST * float(np.median(slopes)) if slopes else 0.0
+    return {
+        name: Response(tuple((error, max(loss, least * error)) for error, loss in response.points))
+        for name, response in found.items()
+    }
 
 
 def probe_ranks(errors: Mapping[int, float], probes: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 
-KIND_NAMES = ("svd", "conv_svd", "spatial", "pivot", "nystrom")
+KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
@@ -43,6 +43,7 @@ class Settings:
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
         threads: intra-op threads of every timing; one is stable and comparable.
         precision: what will be deployed, `fp32`, `fp16` or `int8`; None is the model's own.
+        streams: above 1, throughput is also measured with so many threads that run at the same time.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
         kinds: ways to rewrite a site that may be used.
@@ -66,6 +67,7 @@ class Settings:
     provider: str = "cpu"
     threads: int = 1
     precision: str | None = None
+    streams: int = 1
     policy: str = "knapsack"
     refit: bool = True
     kinds: tuple[str, ...] = KIND_NAMES
@@ -81,6 +83,8 @@ class Settings:
         self._check_metric()
         if self.threads < 1:
             raise SettingsError(f"threads is {self.threads}; give 1 or more")
+        if not 1 <= self.streams <= 256:
+            raise SettingsError(f"streams is {self.streams}; give 1 to 256")
         if self.samples < 1:
             raise SettingsError(f"samples is {self.samples}; give 1 or more")
         if self.seed < 0:

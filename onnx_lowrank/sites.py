@@ -32,6 +32,7 @@ class Why(enum.Enum):
     EMPTY = "its weight has a dimension of zero"
     BIAS = "its bias is not a constant vector over the output channels"
     OPSET = "its operator set is older than 7"
+    MALFORMED = "its inputs or attributes are not those of its operator"
     SUBGRAPH = "inside the body of If, Loop or Scan"
     FUNCTION = "inside a model-local function"
     EXCLUDED = "left out by --include or --exclude"

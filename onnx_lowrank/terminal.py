@@ -22,7 +22,7 @@ from rich.table import Table
 
 from onnx_lowrank import fourways, views
 from onnx_lowrank.cache import Entry
-from onnx_lowrank.compare import Comparison
+from onnx_lowrank.fragment import size_text
 from onnx_lowrank.latency import CONTROL, DENSE
 from onnx_lowrank.prepare import Progress as Tick
 from onnx_lowrank.report import Report
@@ -43,6 +43,8 @@ _STAGES = {
     "decide": "build and measure plans",
     "refit": "repair the factors with data",
     "verify": "verify the saved file",
+    "compare": "compare models",
+    "race": "time models turn about",
     "report": "report",
 }
 _TOP = 12
@@ -148,11 +150,18 @@ def _show_staircases(console: Console, report: Report) -> None:
     for key, row in sorted(rows, key=lambda item: -item[1][DENSE])[:_STAIRCASES]:
         console.print(f"{key}: dense {row[DENSE]:.2f} ms", style="bold")
         for kind in dict.fromkeys(label.split()[0] for label in row if label not in (DENSE, CONTROL)):
-            ms = {int(label.split()[1]): time for label, time in row.items() if label.split()[0] == kind}
+            sizes = sorted((_ranks(label), label.split()[1]) for label in row if label.split()[0] == kind)
+            names = [name for _, name in sizes]
+            ms = {step: row[f"{kind} {name}"] for step, name in enumerate(names)}
             edges = right_edges(ms, 0.01)
-            steps = " ".join(f"{rank}:{time:.2f}" for rank, time in edges.items())
-            never = " ".join(f"{rank}:{ms[rank]:.2f}" for rank in sorted(ms) if rank not in edges)
+            steps = " ".join(f"{names[step]}:{time:.2f}" for step, time in edges.items())
+            never = " ".join(f"{names[step]}:{ms[step]:.2f}" for step in sorted(ms) if step not in edges)
             console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""))
+
+
+def _ranks(label: str) -> tuple[int, ...]:
+    """The ranks in the label of a time, the last factor's first."""
+    return tuple(int(rank) for rank in reversed(label.split()[1].split("x")))
 
 
 def _sites(report: Report, *, everything: bool) -> Table:
@@ -162,7 +171,7 @@ def _sites(report: Report, *, everything: bool) -> Table:
     ordered = sorted(report.plan.decisions, key=lambda d: -((d.ms_before or 0) - (d.ms_after or d.ms_before or 0)))
     shared = _shared_path([d.node for d in ordered])
     for d in ordered if everything else ordered[:_TOP]:
-        choice = f"{d.kind} {d.rank}" if d.kind else f"dense: {d.why.value if d.why else ''}"
+        choice = f"{d.kind} {size_text(d.rank or 0, d.inner)}" if d.kind else f"dense: {d.why.value if d.why else ''}"
         ms = "" if d.ms_before is None else f"{d.ms_before:.3f}"
         ms += f" → {d.ms_after:.3f}" if d.kind and d.ms_after is not None else ""
         error = "" if d.error is None else f"{d.error:.4f}"
@@ -217,27 +226,6 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
-
-
-def show_comparison(comparison: Comparison) -> None:
-    """One row a model, the first is the baseline."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "p50", "ratio", "95 % interval", "A/A", "file", "parameters", "loss"):
-        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
-    first = next((row.latency for row in comparison.rows if row.latency), None)
-    for row in comparison.rows:
-        timed = row.latency
-        p50 = float((timed.after if timed else first.before)["p50_ms"]) if first else 0.0
-        ratio = f"{timed.ratio.value:.3f}×" if timed else "1"
-        interval = f"{timed.ratio.low:.3f}–{timed.ratio.high:.3f}" if timed else ""
-        control = f"{timed.aa.low:.3f}–{timed.aa.high:.3f}" if timed else ""
-        size = (_short(row.bytes), _short(row.parameters), f"{row.loss:.3g}")
-        table.add_row(row.path, f"{p50:.2f} ms", ratio, interval, control, *size)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"{comparison.samples} samples ({comparison.data}), {comparison.provider}, {comparison.threads} thread"
-    )
 
 
 def show_catalogue(entries: Iterable[Any]) -> None:

@@ -56,14 +56,41 @@ def interleave(
     wall: list[Array] = []
     end = time.perf_counter() + seconds
     while len(cpu) < rounds and (len(cpu) < min_rounds or time.perf_counter() < end):
-        cpu.append(np.zeros(len(runs)))
-        wall.append(np.zeros(len(runs)))
-        for index in rng.permutation(len(runs)):
-            since_cpu, since_wall = time.thread_time(), time.perf_counter()
-            runs[index]()
-            cpu[-1][index] = time.thread_time() - since_cpu
-            wall[-1][index] = time.perf_counter() - since_wall
+        one = one_round(runs, rng)
+        cpu.append(one.cpu)
+        wall.append(one.wall)
     return Samples(np.array(cpu), np.array(wall))
+
+
+def one_round(runs: Sequence[Callable[[], object]], rng: np.random.Generator) -> Samples:
+    """Each of `runs` once, in a random order; seconds, one entry a run."""
+    cpu, wall = np.zeros(len(runs)), np.zeros(len(runs))
+    for index in rng.permutation(len(runs)):
+        since_cpu, since_wall = time.thread_time(), time.perf_counter()
+        runs[index]()
+        cpu[index] = time.thread_time() - since_cpu
+        wall[index] = time.perf_counter() - since_wall
+    return Samples(cpu, wall)
+
+
+def warm_up(runs: Sequence[Callable[[], object]], *, seconds: float, most: int = 30) -> int:
+    """Run turn about until no run beats its own best by more than 5 %; at least twice.
+
+    Returns the rounds made. Stops after `most`, or after two when `seconds` of wall time are gone.
+    """
+    best = np.full(len(runs), np.inf)
+    end = time.perf_counter() + seconds
+    for done in range(1, most + 1):
+        now = np.zeros(len(runs))
+        for index, run in enumerate(runs):
+            since = time.perf_counter()
+            run()
+            now[index] = time.perf_counter() - since
+        stable = done > 1 and bool(np.all(now > 0.95 * best))
+        best = np.minimum(best, now)
+        if stable or (done > 1 and time.perf_counter() > end):
+            return done
+    return most
 
 
 def paired_ratio(a: Array, b: Array, *, seed: int = 0, resamples: int = 2000) -> Ratio:

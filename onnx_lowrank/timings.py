@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_lowrank import figures
+from onnx_lowrank.labels import file_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +42,14 @@ class Timing:
         raw = tuple([ms for ms in s.get("samples_ms") or () if figures.finite(ms)] for s in self.stats)
         return raw if all(raw) else ()
 
-    @property
-    def unsteady(self) -> bool:
-        """Whether the original differs from itself."""
-        return self.control is not None and not self.control.low <= 1 <= self.control.high
-
 
 def timings(report: Mapping[str, Any]) -> list[Timing]:
     """All that was timed, in the order of the JSON."""
     if "models" in report:
         return _compared(report)
     names = ("original", "original again") if is_analysis(report) else ("original", "rewritten")
-    return [_timing(entry, names, (entry,)) for entry in report.get("latency") or ()]
+    entries = list(report.get("latency") or ())
+    return [_timing(entry, names, (entry,), title) for entry, title in zip(entries, _titles(entries), strict=True)]
 
 
 def is_analysis(report: Mapping[str, Any]) -> bool:
@@ -61,29 +58,57 @@ def is_analysis(report: Mapping[str, Any]) -> bool:
 
 
 def _compared(report: Mapping[str, Any]) -> list[Timing]:
-    rows = [row for row in report["models"] if row.get("latency")]
-    if not rows:
-        return []
-    names = model_names(report)
-    known = [names[0], *(name for row, name in zip(report["models"], names, strict=True) if row.get("latency"))]
-    return [_timing(rows[0]["latency"], tuple(known), tuple(row["latency"] for row in rows))]
+    names, models = model_names(report), report["models"]
+    first = names[report.get("baseline") or 0]
+    count = 1 + max((len(row.get("latencies") or ()) for row in models), default=0)
+    ways = [[(name, _entry(row, i)) for name, row in zip(names, models, strict=True)] for i in range(count)]
+    known = [[(name, entry) for name, entry in way if entry] for way in ways]
+    known = [way for way in known if way]
+    titles = _titles([way[0][1] for way in known])
+    return [
+        _timing(way[0][1], (first, *(name for name, _ in way)), tuple(entry for _, entry in way), title)
+        for way, title in zip(known, titles, strict=True)
+    ]
+
+
+def _entry(row: Mapping[str, Any], way: int) -> Mapping[str, Any]:
+    """How a model was timed in one configuration; empty where it was not."""
+    if way == 0:
+        return row.get("latency") or {}
+    more = row.get("latencies") or ()
+    return (more[way - 1] if way <= len(more) else None) or {}
+
+
+def _titles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Threads and clock of each entry; provider and shapes too where they differ."""
+    shapes = [_inputs(e) for e in entries]
+    providers = [str(e.get("provider") or "") for e in entries]
+    titles = []
+    for entry, shape, provider in zip(entries, shapes, providers, strict=True):
+        parts = [how(entry.get("threads"), entry.get("clock"))]
+        parts += [provider] if len(set(providers)) > 1 else []
+        parts += [shape] if len(set(shapes)) > 1 else []
+        titles.append(", ".join(part for part in parts if part))
+    return titles
+
+
+def _inputs(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {figures.dims(dims)}" for name, dims in (entry.get("shape") or {}).items())
 
 
 def model_names(report: Mapping[str, Any]) -> list[str]:
-    """Names of compared models: file names, whole paths where two are equal, numbered where a file is repeated."""
-    paths = [str(row.get("path")) for row in report["models"]]
-    names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    return [path if paths.count(path) == 1 else f"{path} ({i + 1})" for i, path in enumerate(paths)]
+    """Names of compared models."""
+    return file_names([str(row.get("path")) for row in report["models"]])
 
 
-def _timing(first: Mapping[str, Any], names: tuple[str, ...], entries: tuple[Mapping[str, Any], ...]) -> Timing:
+def _timing(
+    first: Mapping[str, Any], names: tuple[str, ...], entries: tuple[Mapping[str, Any], ...], title: str
+) -> Timing:
     speedups = [_speedup(name, e.get("ratio"), e.get("ratio_ci")) for name, e in zip(names[1:], entries, strict=True)]
     ends = first.get("aa_ratio_ci")
     return Timing(
-        title=how(first.get("threads"), first.get("clock")),
-        inputs=", ".join(f"{name} {figures.dims(dims)}" for name, dims in (first.get("shape") or {}).items()),
+        title=title,
+        inputs=_inputs(first),
         names=names,
         stats=(first.get("before") or {}, *(e.get("after") or {} for e in entries)),
         ratios=tuple(s for s in speedups if s),

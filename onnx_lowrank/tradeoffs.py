@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from onnx_lowrank import figures, svg
-from onnx_lowrank.views import chosen_point
+from onnx_lowrank.views import choice, chosen_point
 
 Json = Mapping[str, Any]
 _LEFT, _RIGHT, _TOP = 44.0, svg.WIDTH - 12.0, 46.0
@@ -96,7 +96,7 @@ def staircase(title: str, times: Json, users: Sequence[Json]) -> str:
     """Milliseconds by rank, a line for each kind, the dense weight, rings around the ranks that were chosen."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for label, ms in times.items():
-        kind, rank = label.rpartition(" ")[0], re.match(r"\d+", label.rpartition(" ")[2])
+        kind, rank = label.rpartition(" ")[0], re.search(r"\d+$", label)
         if kind and rank and figures.finite(ms):
             lines.setdefault(kind, []).append((int(rank[0]), float(ms)))
     dense = times.get("dense")
@@ -115,8 +115,8 @@ def staircase(title: str, times: Json, users: Sequence[Json]) -> str:
         row = sorted(lines[kind])
         parts.append(svg.path([(x(rank), y(ms)) for rank, ms in row], f"{_class(kind)} curve"))
         parts += [svg.dot(x(rank), y(ms), _class(kind), f"{kind} {rank}: {ms} ms", 2.4) for rank, ms in row]
-    for kind, rank in sorted({(s["kind"], s["rank"]) for s in users if s.get("kind")}):
-        if figures.finite(ms := times.get(f"{kind} {rank}")):
+    for name, rank in sorted({(choice(s), s["rank"]) for s in users if s.get("kind")}):
+        if figures.finite(ms := times.get(name)):
             parts.append(svg.tag("circle", cx=x(rank), cy=y(ms), r=6.5, class_="chosen"))
     return svg.drawing(f"Milliseconds by rank, {title}", bottom + 40, *parts)
 

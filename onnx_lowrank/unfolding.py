@@ -1,4 +1,4 @@
-"""Separable fits: patches of the convolutions' inputs, sampled over the calibration samples, a group of sites a run."""
+"""Nested fits: patches of the convolutions' inputs, sampled over the calibration samples, a group of sites a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank.calibration import blaming
+from onnx_lowrank.fragment import Split, split_width
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.patches import PER_DIMENSION, sampled
@@ -22,21 +23,21 @@ from onnx_lowrank.sites import Site
 _GROUP_BYTES = 384 << 20
 
 
-def separable_fits(
+def nested_fits(
     model: onnx.ModelProto,
     folder: Path,
-    sites: Mapping[str, tuple[Site, int]],
+    sites: Mapping[str, tuple[Site, Mapping[Split, int]]],
     samples: Iterable[Feed],
     *,
     provider: str,
     seed: int,
     metrics: Mapping[str, Metric],
     progress: Callable[[int, int], None],
-) -> dict[str, Separable]:
-    """Separable approximations of 2-D convolutions, from sampled patches.
+) -> dict[str, dict[Split, Separable]]:
+    """Nested approximations of 2-D convolutions, from sampled patches.
 
     Args:
-        sites: by name, with the largest rank that will be asked for.
+        sites: by name, with the largest first rank that will be asked for by split.
         metrics: by name, of the outputs that have one.
         progress: called with (groups done, groups).
 
@@ -45,16 +46,19 @@ def separable_fits(
     """
     count = max(sum(1 for _ in samples), 1)
     groups = list(grouped([site for site, _ in sites.values()], lambda s: 8 * s.geometry.inputs**2, _GROUP_BYTES))
-    found: dict[str, Separable] = {}
+    found: dict[str, dict[Split, Separable]] = {}
     for done, group in enumerate(groups):
         progress(done, len(groups))
         moments = _collected(model, folder, group, samples, count, provider, seed)
         for site in group:
             one = moments.pop(site.name)
-            kernel = (site.geometry.kernel[0], site.geometry.kernel[1])
             weight, metric = site.weight.astype(np.float64), metrics.get(site.name)
             weight = weight if metric is None else metric.root @ weight
-            found[site.name] = separable(weight, one.covariance, one.mean, kernel, one.count, sites[site.name][1])
+            covariance = one.covariance
+            found[site.name] = {
+                split: separable(weight, covariance, one.mean, split_width(site.geometry, split), one.count, most)
+                for split, most in sites[site.name][1].items()
+            }
     progress(len(groups), len(groups))
     return found
 

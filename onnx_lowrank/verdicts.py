@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnx_lowrank import figures
-from onnx_lowrank.timings import Timing, how, is_analysis, model_names, timings
+from onnx_lowrank.timings import how, is_analysis, model_names, timings
 from onnx_lowrank.views import Column, Table, model_ms, number, saved, words
 
 Json = Mapping[str, Any]
@@ -95,7 +95,7 @@ def _of_comparison(report: Json) -> Verdict:
     if best.low > 1:
         return Verdict("comparison", "good", subject, f"{best.name}: {figures.ratio(best.value)} faster", line, where)
     if best.high < 1:
-        headline = f"{names[0]} is the fastest"
+        headline = f"{timed[0].names[0]} is the fastest"
         return Verdict("comparison", "plain", subject, headline, f"Next {best.name} at {best.text}", where)
     return Verdict("comparison", "plain", subject, "No speed difference shown", f"{best.name}: {best.text}", where)
 
@@ -105,17 +105,8 @@ def warnings(report: Json) -> list[str]:
     found = [str(w) for w in report.get("warnings") or ()]
     if (report.get("verdict") or report).get("data") == "synthetic" and not any("synthetic" in w for w in found):
         found.append("the loss was measured on synthetic inputs, not on real data")
-    found += [_unsteady(t) for t in timings(report) if t.unsteady]
-    for row in report.get("models") or ():
-        if row.get("error"):
-            found.append(f"{row.get('path')}: {row['error']}")
+    found += [str(w) for w in (report.get("change") or {}).get("warnings") or ()]
     return found
-
-
-def _unsteady(timing: Timing) -> str:
-    assert timing.control is not None
-    ends = figures.interval((timing.control.low, timing.control.high), 3)
-    return f"noise ({timing.title}): the original against itself gave {ends}; smaller differences mean nothing"
 
 
 def compared(report: Json) -> Table:

@@ -21,7 +21,7 @@ from onnx_lowrank.report import ModelFacts
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.timing import Ratio
-from onnx_lowrank.validation import References
+from onnx_lowrank.validation import Loss, References
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +30,18 @@ class Measured:
 
     loss: float
     latency: tuple[Latency, ...]
+    sample_losses: tuple[float, ...] = ()
     columns: tuple[Column, ...] = ()
 
     @property
     def faster(self) -> bool:
-        """Whether every interval lies above 1 and above what the original measures against itself.
+        """Whether every interval, which holds the noise of the control, lies above 1 and above the control's ratio.
 
         Where a precision was made, the model in it must also be faster than the precision alone.
         """
         if any(column.over is not None and column.over.low <= 1 for column in self.columns[3:]):
             return False
-        return all(entry.ratio.low > max(1.0, entry.aa.high) for entry in self.latency)
+        return all(entry.ratio.low > max(1.0, entry.aa.value) for entry in self.latency)
 
     @property
     def speedup(self) -> Ratio:
@@ -72,12 +73,13 @@ def publish(staged: Path, out: Path) -> None:
 def measured(staged: Path, loaded: Loaded, references: References, settings: Settings) -> Measured:
     """Loss and latency of a saved file against the original file."""
     latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)
-    return Measured(loss_of_file(staged, references, settings), latency)
+    counted = loss_of_file(staged, references, settings)
+    return Measured(counted.value(), latency, tuple(counted.per_sample))
 
 
-def loss_of_file(staged: Path, references: References, settings: Settings) -> float:
+def loss_of_file(staged: Path, references: References, settings: Settings) -> Loss:
     """Loss of a saved file."""
-    return references.loss(Session(staged, provider=settings.provider, threads=0)).value()
+    return references.loss(Session(staged, provider=settings.provider, threads=0))
 
 
 def race_files(
@@ -93,6 +95,7 @@ def race_files(
             seed=settings.seed,
             seconds=seconds,
             folder=loaded.file.folder,
+            streams=settings.streams if threads else 1,
         )[0]
         for feed in loaded.feeds
     )

@@ -105,7 +105,7 @@ def _statistic_text(key: str, value: Any, decimals: int) -> str:
 
 
 def _statistic(key: str) -> str:
-    return key.removesuffix("_ms") + " ms" if key.endswith("_ms") else key.replace("_", " ")
+    return (key.removesuffix("_ms") + " ms" if key.endswith("_ms") else key).replace("_", " ")
 
 
 def pareto(report: Json) -> Table:
@@ -185,8 +185,9 @@ def dense_reasons(report: Json) -> dict[str, int]:
 
 
 def choice(site: Json) -> str:
-    """Kind and rank, or dense."""
-    return f"{site['kind']} {site.get('rank')}" if site.get("kind") else "dense"
+    """Kind and rank (both ranks of a kind that has two, the inner one first), or dense."""
+    inner = f"{site['inner']}x" if site.get("inner") else ""
+    return f"{site['kind']} {inner}{site.get('rank')}" if site.get("kind") else "dense"
 
 
 def saved(site: Json) -> float | None:

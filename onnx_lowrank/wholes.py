@@ -62,7 +62,7 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
 
 def _digest(run: Run, decisions: Decisions) -> str:
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    chosen = [(d.node, d.kind, d.rank) for d in decisions if d.kind]
+    chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     made = f" {run.lowering.scheme}" if run.lowering else ""
     text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

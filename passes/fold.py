@@ -46,7 +46,8 @@ def fold_norm(graph: Graph, folded: Folded) -> Folded:
     node = graph.protos[position] if position is not None else None
     if position is None or node is None or node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
         return folded
-    if attribute(node, "training_mode", 0) or node.input[0] != folded.y or any(node.output[1:]):
+    whole = len(node.input) == 5 and node.output
+    if not whole or attribute(node, "training_mode", 0) or node.input[0] != folded.y or any(node.output[1:]):
         return folded
     values = [graph.constants.fixed(name) for name in node.input[1:5]]
     if any(v is None or v.shape != (folded.weight.shape[0],) for v in values):
@@ -68,6 +69,8 @@ def fold_bias(graph: Graph, folded: Folded) -> Folded:
     position = only_reader(graph, folded.y)
     node = graph.protos[position] if position is not None else None
     if position is None or node is None or node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+        return folded
+    if len(node.input) != 2 or not node.output:
         return folded
     other = node.input[1] if node.input[0] == folded.y else node.input[0]
     bias = graph.constants.fixed(other)

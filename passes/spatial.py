@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y, stored
+from onnx_lowrank.fragment import Fragment, Kind, Op, Shapes, X, Y, stored
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.sites import Geometry
 
@@ -30,14 +30,14 @@ def vertical_then_horizontal(geometry: Geometry, first: Array, second: Array, bi
     }
     return Fragment(
         (
-            Op("down", "Conv", (X, "down.weight"), "thin", _axis(geometry, 0)),
-            Op("up", "Conv", ("thin", "up.weight", "up.bias"), Y, _axis(geometry, 1)),
+            Op("down", "Conv", (X, "down.weight"), "thin", along(geometry, 0)),
+            Op("up", "Conv", ("thin", "up.weight", "up.bias"), Y, along(geometry, 1)),
         ),
         constants,
     )
 
 
-def _axis(geometry: Geometry, axis: int) -> dict[str, Any]:
+def along(geometry: Geometry, axis: int) -> dict[str, Any]:
     """Attributes of the factor that owns one spatial axis."""
 
     def one(values: tuple[int, ...], other: int) -> list[int]:
@@ -61,26 +61,28 @@ def spatial_cost(geometry: Geometry, rank: int) -> int:
     return rank * (geometry.channels * kh + geometry.outputs * kw)
 
 
-def _applies(geometry: Geometry) -> bool:
+def two_axes(geometry: Geometry) -> bool:
+    """A 2-D convolution whose kernel is larger than one on both axes."""
     return geometry.op == "Conv" and len(geometry.kernel) == 2 and min(geometry.kernel) > 1
 
 
-def _shapes(geometry: Geometry, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _shapes(geometry: Geometry, rank: int) -> Shapes:
     kh, kw = geometry.kernel
     return (rank, geometry.channels * kh), (geometry.outputs, rank * kw)
 
 
-def _full(geometry: Geometry) -> int:
+def separable_full(geometry: Geometry) -> int:
+    """The rank at which a vertical and a horizontal factor are exact."""
     kh, kw = geometry.kernel
     return min(geometry.channels * kh, geometry.outputs * kw)
 
 
 SPATIAL = Kind(
     name="spatial",
-    applies=_applies,
+    applies=two_axes,
     cost=spatial_cost,
     build=vertical_then_horizontal,
-    separable=True,
+    split="columns",
     shapes=_shapes,
-    full=_full,
+    full=separable_full,
 )

@@ -23,6 +23,7 @@ from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
+from onnx_lowrank.wellformed import fits_kernel, is_sound
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LINEAR = ("MatMul", "Gemm", "Conv")
@@ -81,6 +82,8 @@ def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
         return Why.NOT_LINEAR
     if graph.opset < 7:
         return Why.OPSET
+    if not is_sound(node):
+        return Why.MALFORMED
     name = _weight_name(graph, node)
     if name is None and any(_dequantized(graph, tensor) for tensor in node.input[:2]):
         return Why.QUANTIZED_WEIGHT
@@ -141,6 +144,8 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
+    if value.ndim != 2:
+        return Why.MALFORMED
     weight = value if attribute(node, "transB", 0) else value.T
     with np.errstate(over="ignore"):
         scaled = (weight.astype(np.float64) * attribute(node, "alpha", 1.0)).astype(weight.dtype)
@@ -162,6 +167,8 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if attribute(node, "group", 1) != 1:
         return Why.GROUPED
     spatial = value.ndim - 2
+    if not fits_kernel(node, value.shape[2:]):
+        return Why.MALFORMED
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(value))
     if bias is None:
         return Why.BIAS

@@ -71,3 +71,13 @@ def test_an_unknown_provider_gets_a_suggestion() -> None:
 def test_a_provider_that_this_build_lacks_is_named() -> None:
     with pytest.raises(RuntimeMissing, match="this ONNX Runtime has only"):
         provider_name("rocm")
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_threads_spin_for_timing_only(spin: bool) -> None:
+    options = Session(onnx.parser.parse_model(MODEL), spin=spin)._session.get_session_options()
+    if spin:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.intra_op.allow_spinning")
+    else:
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.search import search
+from onnx_lowrank.search import Found, search
 
 Plans = list[tuple[float, tuple[Decision, ...]]]
 
@@ -23,25 +23,30 @@ def index(decisions: tuple[Decision, ...]) -> int:
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 def test_a_wrong_scale_is_corrected(scale: float) -> None:
     found = search(plans(100), lambda d: scale * 0.001 * (index(d) + 1), 0.05)
-    assert found is not None
-    assert 0.97 * 0.05 <= found[1] <= 0.05 or scale * 0.001 * (index(found[0]) + 2) > 0.05 or index(found[0]) == 99
+    assert found.holds is not None
+    last = index(found.holds)
+    assert 0.97 * 0.05 <= found.value <= 0.05 or scale * 0.001 * (last + 2) > 0.05 or last == 99
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.01, 0.99))
 def test_what_is_found_was_measured_to_hold(values: list[float], limit: float) -> None:
     truth = sorted(values)
     found = search(plans(len(truth)), lambda d: truth[index(d)], limit, rounds=60)
-    if truth[0] > limit:
-        assert found is None
+    last = sum(value <= limit for value in truth) - 1
+    if last < 0:
+        assert found.holds is None
+        assert found.value == 0
     else:
-        assert found is not None
-        assert found[1] == truth[index(found[0])] <= limit
-        last = max(i for i, value in enumerate(truth) if value <= limit)
-        assert truth[index(found[0])] >= 0.97 * limit or index(found[0]) == last
+        assert found.holds is not None
+        assert found.value == truth[index(found.holds)] <= limit
+        assert found.value >= 0.97 * limit or index(found.holds) == last
+    if found.fails is not None:
+        assert found.over == truth[index(found.fails)] > limit
+        assert found.value >= 0.97 * limit or index(found.fails) == last + 1
 
 
 def test_no_plan_no_answer() -> None:
-    assert search([], lambda _: 0.0, 0.5) is None
+    assert search([], lambda _: 0.0, 0.5) == Found()
 
 
 def test_no_more_plans_are_built_than_allowed() -> None:
@@ -57,5 +62,5 @@ def test_no_more_plans_are_built_than_allowed() -> None:
 
 def test_an_infinite_value_does_not_hold() -> None:
     found = search(plans(8), lambda d: float("inf") if index(d) > 2 else 0.0, 0.5, rounds=20)
-    assert found is not None
-    assert index(found[0]) == 2
+    assert found.holds is not None
+    assert index(found.holds) == 2

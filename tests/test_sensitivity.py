@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_lowrank.sensitivity import Response, probe_ranks, responses
+from onnx_lowrank.sensitivity import Response, floored, probe_ranks, responses
 
 ERRORS = {8: 0.3, 16: 0.08, 24: 0.03, 32: 0.01, 64: 0.001}
 
@@ -52,3 +52,10 @@ def test_the_curve_goes_on_as_it_ends_and_starts_at_nothing() -> None:
     assert response.loss(0.0) == 0.0
     assert response.loss(0.005) == pytest.approx(0.0005)
     assert response.loss(0.2) == pytest.approx(0.04)
+
+
+def test_a_site_that_looks_free_is_not_believed() -> None:
+    found = floored({name: Response(((0.01, slope * 0.01),)) for name, slope in (("a", 1.0), ("b", 2.0), ("c", 0.0))})
+    assert [found[name].loss(0.1) for name in "abc"] == pytest.approx([0.1, 0.2, 1e-4])
+    assert floored({}) == {}
+    assert floored({"a": Response(((0.0, 0.0),))}) == {"a": Response(((0.0, 0.0),))}

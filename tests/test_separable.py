@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from onnx_lowrank.calibration import Fit, factors
+from onnx_lowrank.fragment import Kind, Split, split_width
 from onnx_lowrank.latency import fragment_model
+from onnx_lowrank.linalg import Factorization
+from onnx_lowrank.passes.asym3d import ASYM3D
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.spatial import SPATIAL
+from onnx_lowrank.passes.tucker import TUCKER
 from onnx_lowrank.patches import padding, sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.separable import Separable, separable
-from onnx_lowrank.sites import Geometry
+from onnx_lowrank.sites import Geometry, Site
 
 PLAIN = Geometry(
     "Conv", 12, 45, "float64", True, 17, channels=5, kernel=(3, 3), strides=(1, 1), dilations=(1, 1),
@@ -53,11 +59,13 @@ def convolved(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any],
     return np.asarray(Session(model).run({"x": x.astype(np.float32)})[0], np.float64)
 
 
-def fit(geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any], ranks: int = 99) -> Separable:
+def fit(
+    geometry: Geometry, x: npt.NDArray[Any], weight: npt.NDArray[Any], ranks: int = 99, split: Split = "columns"
+) -> Separable:
     moments = JointMoments(geometry.inputs)
     moments.add(sampled(x, geometry, 10**9, np.random.default_rng(0)))
-    kernel = (geometry.kernel[0], geometry.kernel[1])
-    return separable(weight, moments.covariance, moments.mean, kernel, moments.count, ranks)
+    width = split_width(geometry, split)
+    return separable(weight, moments.covariance, moments.mean, width, moments.count, ranks)
 
 
 @cases
@@ -135,6 +143,93 @@ def test_full_rank_is_the_convolution_itself(geometry: Geometry) -> None:
     out = np.asarray(Session(model).run({"x": x.astype(np.float32)})[0])
     # Two float32 convolutions, and the ridge of the fit: its square root bounds the relative error of the output.
     assert np.abs(out - y).max() <= (1e-3 + 1000 * EPS) * np.abs(y).max()
+
+
+two_ranks = pytest.mark.parametrize("kind", [ASYM3D, TUCKER], ids=lambda kind: kind.name)
+
+
+def site_of(geometry: Geometry, x: npt.NDArray[Any], kind: Kind) -> tuple[Site, Fit]:
+    """A site of seed 0 with its nested fit on all patches."""
+    _, weight, bias = data(geometry)
+    assert kind.split is not None
+    nested = {kind.split: fit(geometry, x, weight, split=kind.split)}
+    linear = weight @ sampled(x, geometry, 10**9, np.random.default_rng(0)).mean(axis=0)
+    spectrum = Factorization(np.eye(len(weight)), np.zeros(len(weight)), 0.0)
+    return Site("s", geometry, weight, bias, "x", "y", (0,)), Fit(spectrum, linear + bias, linear, nested=nested)
+
+
+@two_ranks
+@cases
+def test_the_error_at_every_pair_of_ranks_is_the_one_on_the_data(kind: Kind, geometry: Geometry) -> None:
+    """Of the fragment that is built, run over all positions; corrected for the coefficients fitted to them."""
+    x, weight, bias = data(geometry)
+    site, found = site_of(geometry, x, kind)
+    nested, single = found.nested[kind.split or "columns"], in_float32(geometry)
+    y = convolved(geometry, x, weight, bias)
+    centred = np.moveaxis(y, 1, -1).reshape(-1, geometry.outputs)
+    power = np.sum((centred - centred.mean(axis=0)) ** 2)
+    for inner, rank in itertools.product((1, 3, nested.largest), (2, 7, geometry.outputs)):
+        *parts, corrected = factors(site, found, kind, rank, inner)
+        assert [part.shape for part in parts] == list(kind.shapes(geometry, rank, inner))
+        model = fragment_model(kind.build(single, *parts, corrected), single)
+        out = np.asarray(Session(model).run({"x": x.astype(np.float32)})[0], np.float64)
+        free = nested.count - inner * split_width(geometry, kind.split or "columns")
+        expected = found.relative(rank, inner, split=kind.split)
+        measured = np.sum((out - y) ** 2) / power * nested.count / free if free > 0 else 1.0
+        assert min(measured, 1.0) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@two_ranks
+@cases
+def test_the_error_never_rises_with_either_rank(kind: Kind, geometry: Geometry) -> None:
+    x, weight, _ = data(dataclasses.replace(geometry, x_shape=(8, 5, 19, 18)))
+    assert kind.split is not None
+    nested = fit(geometry, x, weight, split=kind.split)
+    errors = nested.errors(range(1, nested.largest + 1), range(1, geometry.outputs + 1))
+    width = split_width(geometry, kind.split)
+    raw = errors * (1 - width * np.arange(1, nested.largest + 1)[:, None] / nested.count)
+    assert (np.diff(raw, axis=0) <= 1e-9).all()
+    assert (np.diff(raw, axis=1) <= 1e-9).all()
+    assert raw[-1, -1] == pytest.approx(0, abs=1e-5)
+
+
+@two_ranks
+def test_a_weight_of_two_small_ranks_is_found_there(kind: Kind) -> None:
+    rng = np.random.default_rng(3)
+    x, _, _ = data(PLAIN)
+    assert kind.split is not None
+    width = split_width(PLAIN, kind.split)
+    first, core, last = (rng.standard_normal(shape) for shape in kind.shapes(PLAIN, 4, 2))
+    weight = last @ np.einsum("rsj,sc->rcj", core.reshape(4, 2, width), first).reshape(4, 45)
+    nested = fit(PLAIN, x, weight, split=kind.split)
+    (exact, outer, inner) = (nested.errors([a], [b])[0, 0] for a, b in ((2, 4), (2, 3), (1, 4)))
+    assert exact < 1e-6
+    assert min(outer, inner) > 1e-3
+
+
+@two_ranks
+def test_sizes_that_save_no_work_are_refused(kind: Kind) -> None:
+    allowed = [(s, r) for s in range(-1, 60) for r in range(-1, 15) if kind.allows(PLAIN, r, s)]
+    assert allowed
+    assert max(s for s, _ in allowed) <= (15 if kind is ASYM3D else 5)
+    assert all(0 < r < 12 and s > 0 and kind.cost(PLAIN, r, s) < 12 * 45 for s, r in allowed)
+    assert not kind.allows(PLAIN, 3)  # one rank is missing
+    assert not SPATIAL.allows(PLAIN, 3, 3)  # one is too many
+    for geometry in (
+        Geometry("MatMul", 8, 8, "float32", True, 17),
+        dataclasses.replace(PLAIN, kernel=(1, 1), inputs=5),
+    ):
+        assert not kind.applies(geometry)
+        assert not kind.allows(geometry, 1, 1)
+
+
+def test_a_site_without_patches_has_no_nested_fit() -> None:
+    x, _, _ = data(PLAIN)
+    site, found = site_of(PLAIN, x, TUCKER)
+    assert found.relative(2, split="columns") == 1.0
+    assert not found.serves(SPATIAL, PLAIN, 2)
+    with pytest.raises(ValueError, match="no nested fit of its columns"):
+        factors(site, found, SPATIAL, 2)
 
 
 def test_a_separable_kernel_is_found_at_its_rank() -> None:

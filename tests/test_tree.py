@@ -23,6 +23,7 @@ LEVELS: Final[dict[str, int]] = {
     "settings": 0,
     # arrays and values
     "grouping": 1,
+    "labels": 1,
     "linalg": 1,
     "moments": 1,
     "narrow": 1,
@@ -32,9 +33,12 @@ LEVELS: Final[dict[str, int]] = {
     "separable": 1,
     "sites": 1,
     "timing": 1,
+    "sessions": 1,
     # what decides
     "allocate": 2,
+    "blame": 2,
     "fragment": 2,
+    "ladders": 2,
     "plan": 2,
     "scheme": 2,
     "policies": 2,
@@ -51,6 +55,7 @@ LEVELS: Final[dict[str, int]] = {
     "runtime": 3,
     "saving": 3,
     "tensors": 3,
+    "wellformed": 3,
     # what measures
     "cache": 4,
     "calibration": 4,
@@ -71,8 +76,13 @@ LEVELS: Final[dict[str, int]] = {
     "tables": 4,
     "unfolding": 4,
     "validation": 4,
+    "accuracy": 4,
+    "footprint": 4,
+    "profiles": 4,
+    "streams": 4,
     # one rewrite a file
     "passes": 5,
+    "passes.asym3d": 5,
     "passes.conv_svd": 5,
     "passes.dense": 5,
     "passes.fold": 5,
@@ -82,6 +92,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.spatial": 5,
     "passes.survey": 5,
     "passes.svd": 5,
+    "passes.tucker": 5,
     # what drives them
     "candidates": 6,
     "columns": 6,
@@ -101,6 +112,9 @@ LEVELS: Final[dict[str, int]] = {
     "schemes": 6,
     "verify": 6,
     "wholes": 6,
+    "contest": 6,
+    "details": 6,
+    "examine": 6,
     # facade, views, zoo
     "": 7,
     "charts": 7,
@@ -124,6 +138,11 @@ LEVELS: Final[dict[str, int]] = {
     "tradeoffs": 7,
     "verdicts": 7,
     "views": 7,
+    "breakdowns": 7,
+    "partcharts": 7,
+    "regressions": 7,
+    "samples": 7,
+    "sidebyside": 7,
     # the command line
     "__main__": 8,
     "cli": 8,
@@ -136,9 +155,11 @@ SHARED_BY_PASSES: Final = {
     "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.fold": {"passes.survey"},
+    "passes.asym3d": {"passes"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
-    "passes.spatial": {"passes"},
+    "passes.spatial": {"passes", "passes.asym3d"},
+    "passes.tucker": {"passes"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
 

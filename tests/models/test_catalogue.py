@@ -26,7 +26,8 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def two_samples(_model: Path) -> inputs.Inputs:
+def two_samples(_model: Path, *, fresh: bool = False) -> inputs.Inputs:
+    del fresh
     return {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
@@ -245,3 +246,10 @@ def test_padding_of_a_short_file_is_256(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert bytes(row[:7].tolist()) == b"words  "
     assert bytes(row[-7:].tolist()) == b"  words"
     assert (row[7:-7] == 256).all()
+
+
+@pytest.mark.parametrize("maker", [inputs.photo_crops, inputs.text_lines, inputs.captchas, inputs.files])
+def test_fresh_samples_are_others_of_the_same_sort(maker: Any) -> None:
+    (old,), (new,) = (maker(Path("model.onnx"), count=4, fresh=fresh).values() for fresh in (False, True))
+    assert old.shape == new.shape
+    assert all((a != b).any() for a in old for b in new)

@@ -49,7 +49,7 @@ GEOMETRIES = {
         CONV, inputs=48, kernel=(2, 2, 2), strides=(1,) * 3, dilations=(1,) * 3, pads=(0,) * 6, x_shape=(2, 6, 5, 6, 4)
     ),
 }
-LOW_RANK = [kind for kind in KINDS if not kind.separable]
+LOW_RANK = [kind for kind in KINDS if kind.split is None]
 CASES = [
     pytest.param(kind, geometry, id=f"{kind.name}: {name}")
     for kind in LOW_RANK

@@ -1,0 +1,198 @@
+"""Where the time goes inside two models, node by node, and what the runtime made of their graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.runtime import Feed, Session
+
+MOST_BYTES = 1_500_000_000
+"""A larger model cannot be handed to the runtime out of memory, and is not profiled."""
+
+SITE, PASS = "onnx_lowrank.site", "onnx_lowrank.pass"
+_FUSED = ("BatchNormalization", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul")
+_MOVES = ("Transpose", "Cast", "MemcpyToHost", "MemcpyFromHost", "ReorderInput", "ReorderOutput")
+_MADE = "made by the runtime"
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What the runtime ran: milliseconds (median of some runs) and operator by node, and the model's own operators."""
+
+    ms: Mapping[str, float]
+    ops: Mapping[str, str]
+    owners: Mapping[str, str]
+    own: Mapping[str, str]
+    """Operator by name of the model's own nodes, in the order of the graph."""
+
+    def by_owner(self) -> dict[str, tuple[float, list[str]]]:
+        """Milliseconds and operators by the node of the original that they stand for, else by operator."""
+        found: dict[str, tuple[float, list[str]]] = {}
+        for name, ms in self.ms.items():
+            owner = owner_of(name, self.owners) or self.ops[name]
+            total, ops = found.get(owner, (0.0, []))
+            found[owner] = (total + ms, [*ops, self.ops[name]])
+        return found
+
+
+def profile_model(
+    model: onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int = 5
+) -> Profile:
+    """Run a model some times under the runtime's profiler, optimised as ever.
+
+    Raises:
+        ModelError: it fails, or is too large.
+    """
+    if model.ByteSize() > MOST_BYTES:
+        raise ModelError(f"too large to be profiled ({model.ByteSize() / 1e9:.1f} GB)")
+    named = with_names(model)
+    with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as scratch:
+        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
+        session = Session(named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
+        for _ in range(runs + 1):
+            session.run(feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
+    ms, ops = _kernels(events, runs + 1)
+    return Profile(ms, ops, owners(named), {node.name: node.op_type for node in named.graph.node})
+
+
+def _kernels(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
+    times: dict[str, list[float]] = {}
+    ops: dict[str, str] = {}
+    for event in events:
+        name, found, suffix = event.get("name", "").rpartition("_kernel_time")
+        if event.get("cat") == "Node" and found and not suffix:
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+            ops[name] = event.get("args", {}).get("op_name", "")
+    # The first run is cold; a node in a loop runs several times in each.
+    return {name: float(np.median(ms[1:] or ms)) * len(ms) / runs for name, ms in times.items()}, ops
+
+
+def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy in which every node of the main graph has a name of its own."""
+    names = [node.name for node in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return model
+    copy, taken = onnx.ModelProto(), set(names)
+    copy.CopyFrom(model)
+    seen: set[str] = set()
+    for node in copy.graph.node:
+        if not node.name or node.name in seen:
+            wish = f"{node.op_type} → {next((o for o in node.output if o), '?')}"
+            while wish in taken:
+                wish += "'"
+            node.name = wish
+            taken.add(wish)
+        seen.add(node.name)
+    return copy
+
+
+def owners(model: onnx.ModelProto) -> dict[str, str]:
+    """The original's node by the names that the runtime may give to what it runs.
+
+    Those are the names of nodes, and for convolutions in its blocked layout `TENSOR_nchwc` after the tensor that leaves
+    them, be it behind an activation and a sum that were fused into them.
+    """
+    found: dict[str, str] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        found[node.name] = next((p.value for p in node.metadata_props if p.key == SITE), node.name)
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        tensor = node.output[0]
+        for _ in range(4):
+            found.setdefault(f"{tensor}_nchwc", found[node.name])
+            after = readers.get(tensor, [])
+            if len(after) != 1 or after[0].op_type not in _FUSED:
+                break
+            tensor = after[0].output[0]
+    return found
+
+
+def kinds(model: onnx.ModelProto) -> dict[str, str]:
+    """The kind that was put in a node's place, by the original's node, as the factors' metadata says."""
+    found = {}
+    for node in model.graph.node:
+        said = {p.key: p.value for p in node.metadata_props}
+        if SITE in said:
+            found[said[SITE]] = said.get(PASS, "")
+    return found
+
+
+def owner_of(name: str, known: Mapping[str, str]) -> str | None:
+    """The original's node that something the runtime ran stands for; None when it stands for none of them alone."""
+    if name in known:
+        return known[name]
+    head = name
+    while "/" in head:
+        head = head.rpartition("/")[0]
+        if head in known:
+            return known[head]
+    return None
+
+
+def compared(before: Profile, after: Profile, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """A row for each node of the original with its milliseconds before and after, in the order of its graph.
+
+    Args:
+        kinds: what was put in a node's place, by name.
+    """
+    old, new = before.by_owner(), after.by_owner()
+    order = {name: i for i, name in enumerate(before.own)}
+    names = sorted({*old, *new}, key=lambda name: (order.get(name, len(order)), name))
+    rows = []
+    for name in names:
+        was, now = old.get(name), new.get(name)
+        rows.append(
+            {
+                "node": name,
+                "op": before.own.get(name) or after.own.get(name) or _MADE,
+                "choice": (kinds or {}).get(name),
+                "before_ms": round(was[0], 6) if was else None,
+                "after_ms": round(now[0], 6) if now else None,
+                "ran_before": _counted(was[1]) if was else None,
+                "ran_after": _counted(now[1]) if now else None,
+            }
+        )
+    return rows
+
+
+def _counted(ops: Sequence[str]) -> str:
+    counts = {op: list(ops).count(op) for op in dict.fromkeys(ops)}
+    return " + ".join(op if n == 1 else f"{n} {op}" for op, n in counts.items())
+
+
+def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
+    """Operators that the runtime made (fusions) or put in (Transpose, Cast, copies, changes of layout), by count."""
+    old, new = _counts(before), _counts(after)
+    own = {*before.own.values(), *after.own.values()}
+    rows = []
+    for op in sorted({*old, *new}):
+        moves = op in _MOVES
+        if op in own and not moves:
+            continue
+        was, now = old.get(op, 0), new.get(op, 0)
+        name = "data movement" if moves else "fusion"
+        change = "as before" if was == now else ("introduced" if moves else "gained") if now > was else "lost"
+        rows.append({"op": op, "what": name, "before": was, "after": now, "change": change})
+    return rows
+
+
+def _counts(profile: Profile) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for op in profile.ops.values():
+        found[op] = found.get(op, 0) + 1
+    return found

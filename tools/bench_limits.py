@@ -1,0 +1,74 @@
+"""Every zoo model at three limits of the loss, and what fresh samples say: figures for docs/benchmarks/limits.json.
+
+python tools/bench_limits.py ZOO_FOLDER OUT.json [NAME …]
+
+ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration a model (`sweep`), one saved file a limit. Each is run on
+samples that neither the calibration nor the choice of ranks saw, made with another seed, where the catalogue can
+make some. `ok` says: not slower than the original beyond the A/A interval, and at most 1.2 limits lost on them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank import pipeline
+from onnx_lowrank.compare import compare
+from onnx_lowrank.models import CATALOGUE
+from onnx_lowrank.models.get import save_inputs
+from onnx_lowrank.report import Report, environment
+
+_LIMITS = (0.003, 0.01, 0.03)
+_OVER = 1.2
+
+
+def rows_of(model: Path) -> list[dict[str, Any]]:
+    """One row a limit."""
+    entry = next((e for e in CATALOGUE if e.name == model.stem), None)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, fresh = Path(scratch), Path(scratch, "fresh.npz")
+        reports = pipeline.sweep(model, folder, losses=_LIMITS, data=str(model.with_suffix(".npz")))
+        if entry is not None:
+            save_inputs(fresh, entry.inputs(model, fresh=True))
+        return [_row(model, limit, report, fresh) for limit, report in zip(_LIMITS, reports, strict=True)]
+
+
+def _row(model: Path, limit: float, report: Report, fresh: Path) -> dict[str, Any]:
+    verdict, timed = report.verdict, report.latency[0] if report.latency else None
+    lost = None
+    if fresh.exists():
+        lost = compare([model, Path(report.after.path)], data=str(fresh)).rows[1].loss
+    aa = [timed.aa.low, timed.aa.high] if timed else [1.0, 1.0]
+    return {
+        "model": model.stem,
+        "limit": limit,
+        "status": verdict.status,
+        "speedup": verdict.speedup.value,
+        "speedup_ci": [verdict.speedup.low, verdict.speedup.high],
+        "aa_ratio_ci": aa,
+        "loss": verdict.loss,
+        "fresh_loss": lost,
+        "ok": verdict.speedup.high >= aa[0] and (lost is None or lost <= _OVER * limit),
+    }
+
+
+def main() -> None:
+    """Run the models that are there, write the JSON after each."""
+    folder, target, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    table: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {"rows": []}
+    for model in sorted(folder.glob("*.onnx")):
+        if (names and model.stem not in names) or not model.with_suffix(".npz").exists():
+            continue
+        rows = rows_of(model)
+        table["environment"] = environment()
+        table["rows"] = [*(r for r in table["rows"] if r["model"] != model.stem), *rows]
+        target.write_text(json.dumps(table, indent=1) + "\n")
+        for row in rows:
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
