@@ -40,11 +40,13 @@ def cache_clear(folder: Path) -> None:
 
 @cache.command("export")
 @click.argument("target", type=PATH)
-@options(_folder, *_key)
-def cache_export(target: Path, folder: Path, provider: str, threads: int) -> None:
+@options(
+    _folder, *_key, click.option("--precision", default="", help="Precision of the table, as `cache ls` shows it.")
+)
+def cache_export(target: Path, folder: Path, provider: str, threads: int, precision: str) -> None:
     """Write this machine's table to TARGET, to plan with it elsewhere: --cache TARGET."""
     output.check(target, None)
-    entry = tables.export(folder, target, provider, threads)
+    entry = tables.export(folder, target, provider, threads, precision)
     click.echo(f"{entry.times} times of {entry.geometries} geometries written to {target}")
 
 

@@ -95,7 +95,8 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
         decided = unrepaired(plan)
         rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
-    precision = check_precision(loaded.file.model, settings.precision, {s.geometry.dtype for s in loaded.sites})
+    dtypes = {site.geometry.dtype for site in loaded.sites}
+    precision = check_precision(loaded.file.model, settings.precision, dtypes, loaded.file.bytes)
     table = None if precision else _table(settings)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)

@@ -26,7 +26,8 @@ Progress = Callable[[int, int], None]
 
 _SAMPLES, _FEW = 24, 8  # calibration samples for the original's ranges, and for those of what is added
 _MACS = 1.5e12  # multiply-adds that the passes for ranges may take, where that leaves 8 samples
-_CLEARLY = 1.03
+_CLEARLY = 1.03  # times faster than linear operators alone: what all operators in 8 bits must be
+_MOST_BYTES = 2**31 - 2**24  # of one protobuf message, less room for the graph
 _SHARE = 0.5  # of the loss limit: int8 alone may take so much before nodes are left in float
 _QUANTIZED = (
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv"),
@@ -43,14 +44,15 @@ class Way:
     ms: float
 
 
-def check_precision(model: onnx.ModelProto, precision: str | None, dtypes: set[str]) -> str | None:
+def check_precision(model: onnx.ModelProto, precision: str | None, dtypes: set[str], size: int = 0) -> str | None:
     """The precision that has to be made; None where the model is left in its own.
 
     Args:
         dtypes: of the weights of the linear nodes.
+        size: of the model's files, in bytes.
 
     Raises:
-        SettingsError: the model's weights have already left float32.
+        SettingsError: the model's weights have already left float32, or are too large for one message.
     """
     if precision is None:
         return None
@@ -61,6 +63,11 @@ def check_precision(model: onnx.ModelProto, precision: str | None, dtypes: set[s
             "from, or leave --precision out"
         )
     if not dtypes - {"float32"}:
+        if precision != "fp32" and size > _MOST_BYTES:
+            raise SettingsError(
+                f"--precision {precision}: the model has {size / 1e9:.1f} GB, and converters take 2 GB; "
+                "leave --precision out"
+            )
         return None if precision == "fp32" else precision
     if dtypes == {"float16"} and precision == "fp16":
         return None

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_lowrank
+from onnx_lowrank import cache
 from onnx_lowrank.errors import LowRankError, SettingsError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import LatencyTable, fragment_model
@@ -122,6 +123,10 @@ def test_times_of_a_precision_have_their_own_table(home: Path, reports: dict[str
     tables = [json.loads(path.read_text())["environment"] for path in (home / "cache").glob("*.json")]
     assert len(tables) == 1
     assert tables[0]["precision"].startswith("int8 static")
+    entry = cache.export(home / "cache", home / "table.json", precision=tables[0]["precision"])
+    assert entry.geometries > 0
+    with pytest.raises(SettingsError, match="no table for provider cpu with 1 threads in int8 none"):
+        cache.export(home / "cache", home / "table.json", precision="int8 none")
     plain = LatencyTable(home / "cache", provider="cpu", threads=1)
     assert not plain.rows([])
     assert not plain.path.exists()
@@ -165,7 +170,11 @@ def test_a_float16_model_is_recognised(home: Path) -> None:
     assert check_precision(model, None, dtypes) is None
     with pytest.raises(SettingsError, match="weights are float16"):
         check_precision(model, "int8", dtypes)
-    assert check_precision(onnx.load(home / "m.onnx"), "fp32", {"float32"}) is None
+    plain = onnx.load(home / "m.onnx")
+    assert check_precision(plain, "fp32", {"float32"}) is None
+    assert check_precision(plain, "int8", {"float32"}, 10**9) == "int8"
+    with pytest.raises(SettingsError, match=r"2\.8 GB, and converters take 2 GB"):
+        check_precision(plain, "int8", {"float32"}, 28 * 10**8)
 
 
 def test_half_keeps_inputs_and_outputs(home: Path) -> None:
