@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -21,6 +22,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.measure import WARM_SECONDS
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.sites import Geometry
@@ -82,10 +84,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(provider: str, threads: int) -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md)."""
+def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
+
+    Args:
+        precision: label of a scheme; empty is the model's own.
+    """
     chosen = Provider.of(provider)
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {"precision": precision} if precision else {}
+    found |= {
         "processor": processor(),
         "cores": os.cpu_count(),
         "runtime": runtime.version(),
@@ -158,14 +165,18 @@ class LatencyTable:
     Args:
         place: the cache folder; or a file that `cache export` wrote, here or on the machine that will run the
             model: then nothing is timed here, and what the file does not hold is unknown.
+        lowering: makes the precision that fragments are timed in; None is the model's own.
 
     Raises:
         SettingsError: a file that is no table, or one for another provider or thread count.
     """
 
-    def __init__(self, place: Path, *, provider: str, threads: int, seed: int = 0) -> None:
-        self.provider, self.threads, self._seed = provider, threads, seed
-        self.environment: dict[str, Any] = environment(provider, threads)
+    def __init__(
+        self, place: Path, *, provider: str, threads: int, seed: int = 0, lowering: Lowering | None = None
+    ) -> None:
+        self.provider, self.threads, self._seed, self._lowering = provider, threads, seed, lowering
+        precision = lowering.scheme.label if lowering else ""
+        self.environment: dict[str, Any] = environment(provider, threads, precision)
         self.given = place.is_file()
         if self.given:
             self.path = place
@@ -262,21 +273,21 @@ class LatencyTable:
         weights = sum(array.nbytes for array in dense.constants.values())
         return copies_for(self._time(geometry, {DENSE: dense}, 1)[DENSE], _held(geometry) + weights)
 
+    def _deployed(
+        self, model: onnx.ModelProto, x: npt.NDArray[Any], copies: int
+    ) -> tuple[onnx.ModelProto, runtime.Feed]:
+        """A fragment's model in the precision that is asked for, and what it is fed."""
+        if self._lowering is None:
+            return model, {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
+        return self._lowering.fragment(model, x)
+
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment], copies: int) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        feed = {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
-        sessions = [
-            runtime.Session(
-                fragment_model(f, geometry, copies),
-                provider=self.provider,
-                threads=self.threads,
-                spin=True,
-                purpose="time",
-            )
-            for f in fragments.values()
-        ]
-        runs = [s.timed(feed) for s in sessions]
+        copies = copies if self._lowering is None else 1
+        made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
+        where: dict[str, Any] = {"provider": self.provider, "threads": self.threads, "spin": True, "purpose": "time"}
+        runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
         warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS, warm_seconds=warm

@@ -167,7 +167,7 @@ def _milliseconds(times: Array) -> tuple[float, ...]:
 
 
 def quick_race(
-    original: Path,
+    original: Path | onnx.ModelProto,
     other: onnx.ModelProto,
     feeds: Sequence[Feed],
     *,
@@ -218,11 +218,13 @@ def no_change() -> Ratio:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Number of floating point constants of the main graph (initializers and Constant nodes)."""
+    """Number of constants of the main graph (initializers and Constant nodes): floats, and arrays of 8 bits."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     tensors = list(model.graph.initializer)
     tensors += [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
-    return sum(math.prod(t.dims) for t in tensors if t.data_type in floats)
+    bytes_ = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    counted = (t for t in tensors if t.data_type in floats or (t.data_type in bytes_ and len(t.dims) > 1))
+    return sum(math.prod(t.dims) for t in counted)
 
 
 def multiply_adds(runs: dict[int, NodeRun]) -> int:
@@ -232,7 +234,7 @@ def multiply_adds(runs: dict[int, NodeRun]) -> int:
         outputs = math.prod(run.output_shapes[0]) if run.output_shapes else 0
         if run.op == "Conv":
             total += outputs * math.prod(run.input_shapes[1][1:])
-        elif run.op == "MatMul":
+        elif run.op in ("MatMul", "MatMulInteger"):
             total += outputs * run.input_shapes[0][-1]
         elif run.op == "Gemm":
             total += outputs * math.prod(run.input_shapes[0]) // max(run.output_shapes[0][0], 1)
