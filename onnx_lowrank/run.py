@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,7 @@ def start(
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
     stages = _stages(loaded, settings)
-
-    def calibrated() -> tuple[Mapping[str, Metric], Fits]:
-        clock("weigh", 0, 1)
-        weighed = with_metrics(loaded, settings, rewritten_sites)
-        return weighed.metrics, calibrate(weighed, settings, clock, decided)
-
-    metrics, fits = stages.recall("fits", calibrated)
+    metrics, fits = stages.recall("fits", lambda: _calibrated(loaded, settings, clock, rewritten_sites, decided))
     loaded = dataclasses.replace(loaded, metrics=metrics)
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
@@ -137,13 +131,33 @@ def start(
     table = table or _table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
-    if loaded.shared:
-        run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
-    if loaded.source.synthetic:
-        run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
-    if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
+    run.warnings = _cautions(run)
     return run
+
+
+def _calibrated(
+    loaded: Loaded,
+    settings: Settings,
+    clock: Clock,
+    names: Collection[str] | None,
+    decided: Mapping[str, Sequence[str]] | None,
+) -> tuple[Mapping[str, Metric], Fits]:
+    """Metrics of the sites' outputs (of the named ones, where names are given), and all fits."""
+    clock("weigh", 0, 1)
+    weighed = with_metrics(loaded, settings, names)
+    return weighed.metrics, calibrate(weighed, settings, clock, decided)
+
+
+def _cautions(run: Run) -> list[str]:
+    """What the reader of a verdict has to know about the data and the latencies."""
+    loaded, table, found = run.loaded, run.table, []
+    if loaded.shared:
+        found.append("one sample only: the loss was measured on the sample that the factors were fitted to")
+    if loaded.source.synthetic:
+        found.append("no data given: the loss was measured on synthetic inputs, not on real data")
+    if table.given:
+        found.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
+    return found
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:
