@@ -196,10 +196,10 @@ class LatencyTable:
         if options != Provider.of(self.provider).options:
             words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
             raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
-        have = self.environment.get("precision", "")
-        if have != precision:
+        if (have := self.environment.get("precision", "")) != precision:
+            have = have or "the model's own precision"
             raise SettingsError(
-                f"{place}: measured in {have or "the model's own precision"}, not in {precision or 'its own'}; "
+                f"{place}: measured in {have}, not in {precision or 'its own'}; "
                 "run analyze there with the same --precision"
             )
 
