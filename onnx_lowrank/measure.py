@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,7 @@ def race(
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        rates = throughput([opener(model)() for model in models], streams, seed=seed)
-        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
+        stats = _with_streams(stats, [opener(model)() for model in models], streams, seed)
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -121,6 +120,13 @@ def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
         found["wall_p50_ms"] = round(float(np.median(wall)) * 1e3, 6)
     found["per_second"] = 1e3 / found["mean_ms"]
     return {**found, "samples_ms": list(_milliseconds(times))}
+
+
+def _with_streams(
+    stats: Sequence[dict[str, Any]], runs: Sequence[Callable[[], object]], streams: int, seed: int
+) -> list[dict[str, Any]]:
+    rates = throughput(runs, streams, seed=seed)
+    return [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
 
 
 def _milliseconds(times: Array) -> tuple[float, ...]:
