@@ -24,6 +24,8 @@ from onnx_lowrank.options import (
     HOW,
     INLINE,
     PATH,
+    PRECISION,
+    PREDICT,
     RESUME,
     SHOW,
     WHAT,
@@ -48,7 +50,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, RESUME, *SHOW)
+@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW)
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = split(given)
@@ -62,7 +64,7 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, RESUME, *SHOW)
+@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW)
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = split(given)
@@ -77,7 +79,7 @@ def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: 
 @cli.command()
 @click.argument("plan", type=PATH)
 @click.argument("model", type=PATH)
-@options(*WRITE, DATA, INLINE, CACHE, *SHOW)
+@options(*WRITE, DATA, INLINE, CACHE, PREDICT, *SHOW)
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
     show, choices = split(given)
@@ -120,7 +122,7 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | No
 @options(
     click.option("-o", "--output", "folder", type=PATH, required=True, help="Folder for the models."),
     click.option("--losses", default="0.002,0.005,0.01,0.02,0.05", show_default=True, help="Limits, a model each."),
-    DATA, *HOW, *WHAT[:-1], *WHERE, INLINE, CACHE, RESUME, *SHOW,
+    DATA, *HOW, *WHAT[:-1], *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW,
 )  # fmt: skip
 def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
     """Write several models along the Pareto frontier of MODEL, from one calibration."""

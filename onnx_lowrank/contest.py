@@ -161,7 +161,7 @@ def judge(contest: Contest, settings: Settings, visit: Any) -> None:
     """
     for entrant in contest.running:
         try:
-            session = Session(entrant.path, provider=settings.provider, threads=0)
+            session = Session(entrant.path, provider=settings.provider, threads=0, purpose="verify")
             missing = [name for name in contest.references.outputs if name not in session.output_names]
             if missing:
                 raise ModelError(f"has no output '{missing[0]}'; compare models with the same inputs and outputs")

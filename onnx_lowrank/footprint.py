@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lowrank.errors import ModelError, RuntimeMissing
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, Session, load
 
 _MOST, _LIMIT = 3, 600.0
@@ -39,7 +40,9 @@ def cold(path: Path, feed: Feed, *, provider: str, threads: int, seconds: float)
             "model": str(path),
             "inputs": str(inputs),
             "names": list(feed),
-            "provider": provider,
+            "provider": str(provider),
+            "options": Provider.of(provider).options,
+            "engines": str(Provider.of(provider).folder or ""),
             "threads": threads,
         }
         while not found or (len(found) < _MOST and time.perf_counter() - since < seconds):
@@ -86,7 +89,9 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         feed = dict(zip(task["names"], (stored[name] for name in stored.files), strict=True))
     load()
     base, since = peak_memory(), time.perf_counter()
-    session = Session(Path(task["model"]), provider=task["provider"], threads=task["threads"], spin=True)
+    engines = Path(task["engines"]) if task["engines"] else None
+    provider = Provider(task["provider"], task["options"], folder=engines)
+    session = Session(Path(task["model"]), provider=provider, threads=task["threads"], spin=True, purpose="verify")
     loaded = time.perf_counter()
     session.run(feed)
     first = time.perf_counter()

@@ -68,7 +68,9 @@ def profile_model(
     named = with_names(model)
     with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
+        session = Session(
+            named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
+        )
         end, made = time.perf_counter() + seconds, 0
         while made <= runs and (made < 3 or time.perf_counter() < end):
             session.run(feed)

@@ -39,8 +39,10 @@ class Why(enum.Enum):
     EXCLUDED = "left out by --include or --exclude"
     NOT_EXECUTED = "never executed by the calibration data"
     TOO_SMALL = "two thin factors would cost no less than the dense weight"
+    NOT_TIMED = "the given table does not know its shapes"
     NOT_FASTER = "no rank was measured faster than the dense weight"
     LOSS = "no faster rank stays within the loss"
+    IN_FLOAT = "left in float: in the precision asked for it costs too much loss"
     GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
 
 
