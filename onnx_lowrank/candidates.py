@@ -11,7 +11,7 @@ import numpy as np
 from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.fragment import Fragment, Kind, size_text
+from onnx_lowrank.fragment import Fragment, Kind, Size, size_text
 from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
@@ -29,9 +29,6 @@ MARGIN = 0.02
 """Fraction beyond the noise by which a candidate must beat dense."""
 
 _REFINEMENTS = 2
-
-Size = tuple[int, int]
-"""A rank, and the inner rank of a kind that has two, else 0."""
 
 Sizes = dict[str, set[Size]]
 """Sizes by the name of a kind."""
