@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.plan import Decision
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.rewrite import dense_patch
 from onnx_lowrank.runtime import node_times
@@ -20,13 +21,15 @@ Factors = Mapping[str, tuple[float, float]]
 _FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum")
 
 
-def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
-    """Milliseconds of every site's own weight inside the original model."""
+def dense_times(loaded: Loaded, settings: Settings, lowering: Lowering | None = None) -> dict[str, float]:
+    """Milliseconds of every site's own weight inside the original model, in the precision that will be deployed."""
     graph = Graph(loaded.file.model, loaded.file.folder)
     for site in loaded.sites:
         graph.apply(dense_patch(site, "profile"))
+    built = graph.commit()
+    deployed = built if lowering is None else lowering.model(built)
     times = node_times(
-        graph.commit(), loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
+        deployed, loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
     )
     return by_site(times, loaded.sites, tails(loaded))
 
@@ -55,13 +58,20 @@ def by_site(times: Mapping[str, float], sites: Sequence[Site], ends: Mapping[str
         ends: sites by the tensors that may leave them.
     """
     found: dict[str, float] = {}
-    names = sorted((site.name for site in sites), key=len, reverse=True)
+    names = {site.name for site in sites}
     for node, ms in times.items():
         owner = ends.get(node.removesuffix("_nchwc")) if node.endswith("_nchwc") else None
-        owner = owner or next((name for name in names if node.startswith(f"{name}/")), None)
+        owner = owner or next((name for name in _prefixes(node) if name in names), None)
         if owner is not None:
             found[owner] = found.get(owner, 0.0) + ms
     return found
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """What stands before each `/`, the longest first."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def factors(

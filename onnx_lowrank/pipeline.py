@@ -10,14 +10,17 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import check_output
-from onnx_lowrank.outcome import finish, report_of, verdict_of
+from onnx_lowrank.measure import Latency
+from onnx_lowrank.outcome import finish, hardware_of, report_of, scope_of, verdict_of
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.planning import choose, decide_plan
+from onnx_lowrank.prediction import predicted
 from onnx_lowrank.prepare import Progress
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
-from onnx_lowrank.run import Clock, start
+from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.stages import chosen, planned
 from onnx_lowrank.verify import facts, race_files
 
 
@@ -36,14 +39,19 @@ def analyze(
     """
     settings, clock = Settings.from_table(choices), Clock(progress)
     run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
+    plan = _planned(run, data)
     clock("verify", 0, 1)
     path = run.loaded.file.path
-    race = race_files([path, run.build(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
+    race: tuple[Latency, ...] = ()
+    if settings.verify_latency:
+        race = race_files([path, run.deployed(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
+    else:
+        found = predicted(run, plan.decisions)
+        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found)}"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
-    return report_of(run, plan, verdict, before, before, race, command)
+    return report_of(run, plan, verdict, before, before, race, command, hardware_of(run, path))
 
 
 def optimize(
@@ -53,6 +61,7 @@ def optimize(
     data: Any = None,
     in_place: bool = False,
     external_data: bool | None = None,
+    keep_fp32: str | Path | None = None,
     progress: Progress = silent,
     command: str = "",
     **choices: Any,
@@ -64,6 +73,7 @@ def optimize(
         out: where the result goes; never partial.
         data: path or paths as on the command line, or an iterable of dicts; None is synthetic.
         external_data: True writes weights beside the model; None does so where the model did.
+        keep_fp32: with a precision: where the factored model in float32 goes too.
         choices: fields of `Settings`.
 
     Raises:
@@ -72,9 +82,10 @@ def optimize(
     settings, clock = Settings.from_table(choices), Clock(progress)
     out = Path(out)
     check_output(out, Path(model), in_place=in_place)
-    run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
-    return finish(run, plan, out, external_data, command, give_back=True)
+    beside = _beside(keep_fp32, out, Path(model), settings)
+    run = start(Path(model), data, settings, clock, out=out)
+    plan = _planned(run, data)
+    return finish(run, plan, out, external_data, command, give_back=True, keep_fp32=beside)
 
 
 def apply(
@@ -85,6 +96,7 @@ def apply(
     data: Any = None,
     in_place: bool = False,
     external_data: bool | None = None,
+    keep_fp32: str | Path | None = None,
     progress: Progress = silent,
     command: str = "",
     **choices: Any,
@@ -102,12 +114,13 @@ def apply(
     settings = Settings.from_table({**_settings_of(plan), **choices})
     clock, out = Clock(progress), Path(out)
     check_output(out, Path(model), in_place=in_place)
+    beside = _beside(keep_fp32, out, Path(model), settings)
     source = data if data is not None else list(plan.data) or None
-    run = start(Path(model), source, settings, clock, plan)
+    run = start(Path(model), source, settings, clock, plan, out)
     run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
-    return finish(run, plan, out, external_data, command, give_back=False)
+    return finish(run, plan, out, external_data, command, give_back=False, keep_fp32=beside)
 
 
 def sweep(
@@ -140,13 +153,35 @@ def sweep(
         for out in outs:
             check_output(out, path, in_place=False)
         run = start(path, data, each[0], clock)
-        choices_of_sites = choose(run)
+        choices_of_sites = chosen(run, choose)
         reports = []
         for settings, out in zip(each, outs, strict=True):
             one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
             plan = decide_plan(one, _data_names(data), choices_of_sites)
             reports.append(finish(one, plan, out, external_data, command, give_back=True))
     return tuple(reports)
+
+
+def _planned(run: Run, data: Any) -> Plan:
+    names = _data_names(data)
+    return planned(run, names, lambda choices: decide_plan(run, names, choices), choose)
+
+
+def _beside(keep_fp32: str | Path | None, out: Path, model: Path, settings: Settings) -> Path | None:
+    """Where the float32 model goes too, refused before the work when it cannot.
+
+    Raises:
+        SettingsError: no precision is asked for, or the file would be OUT or MODEL.
+    """
+    if keep_fp32 is None:
+        return None
+    path = Path(keep_fp32)
+    if settings.precision in (None, "fp32"):
+        raise SettingsError("--keep-fp32 goes with --precision fp16 or int8; without it OUT is that model")
+    if path.resolve() == out.resolve():
+        raise SettingsError(f"--keep-fp32 '{path}' is the output itself; choose another name")
+    check_output(path, model, in_place=False)
+    return path
 
 
 @contextlib.contextmanager
@@ -173,6 +208,8 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
     else:
         asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
     asked["output_weights"] = dict(plan.output_weights)
+    asked["provider_options"] = dict(plan.provider_options)
+    asked["precision"] = plan.scheme.precision if plan.scheme else None
     return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 
 

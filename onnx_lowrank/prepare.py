@@ -16,6 +16,7 @@ from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
+from onnx_lowrank.functions import inlined
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
@@ -64,6 +65,8 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     """
     progress("read", 0, 1)
     file = read_model(path)
+    if settings.inline_functions:
+        file = inlined(file)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)

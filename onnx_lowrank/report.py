@@ -31,7 +31,13 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size."""
+    """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size.
+
+    Attributes:
+        latency: `measured`, or `predicted` from the table of a `machine` that is not here.
+        scope: what a predicted speed-up is about.
+        over_precision: the gain of low rank over the precision alone, where one was asked for.
+    """
 
     status: str
     reason: str
@@ -43,17 +49,35 @@ class Verdict:
     provider: str
     precision: str
     metric: str = "relative"
+    provider_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    latency: str = "measured"
+    machine: str | None = None
+    scope: str = ""
+    over_precision: Ratio | None = None
 
     def sentence(self) -> str:
         """The verdict as people read it."""
         if self.status == "unchanged":
             return f"Unchanged: {self.reason}."
         where = "synthetic inputs, not on real data" if self.data == "synthetic" else "held-out samples"
+        if self.latency == "predicted":
+            source = f"the table of {self.machine}" if self.machine else "the plan"
+            return (
+                f"{self.speedup.value:.2f}× faster on {self.provider} as predicted from {source} for {self.scope}; "
+                f"nothing was timed. {self._loss().capitalize()}, measured on {self.samples} {where}."
+            )
         return (
             f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
-            f"{self.provider}, {self._loss()}, "
+            f"{self.provider}{self._made()}, {self._loss()}, "
             f"measured on {self.samples} {where}."
         )
+
+    def _made(self) -> str:
+        """The precision that was asked for, and what low rank adds to it."""
+        if self.over_precision is None:
+            return f" in {self.precision}" if self.precision.startswith(("int8", "fp16")) else ""
+        over, name = self.over_precision, self.precision.split()[0]
+        return f" in {self.precision}, {over.value:.2f}× ({over.low:.2f}–{over.high:.2f}) faster than {name} alone"
 
     def _loss(self) -> str:
         name = "loss" if self.metric == "relative" else f"{self.metric} loss"
@@ -78,6 +102,9 @@ class Report:
     warnings: tuple[str, ...]
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precisions: tuple[dict[str, Any], ...] = ()
+    ways: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -92,9 +119,9 @@ class Report:
             "status": v.status,
             "verdict": {
                 "speedup": v.speedup.value,
-                "speedup_ci": [v.speedup.low, v.speedup.high],
+                "speedup_ci": [v.speedup.low, v.speedup.high] if v.latency == "measured" else None,
                 **{k: getattr(v, k) for k in ("loss", "loss_limit", "metric", "data", "samples", "provider")},
-                **{k: getattr(v, k) for k in ("precision", "reason")},
+                **{k: getattr(v, k) for k in ("precision", "reason", "latency", "machine", "provider_options")},
             },
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
             "sites": [_site(d) for d in self.plan.decisions],
@@ -103,9 +130,11 @@ class Report:
             "pareto": list(self.frontier),
             "additivity": self.additivity,
             "probes": self.probes,
+            "precisions": list(self.precisions),
+            "ways": [_way(way) for way in self.ways],
             "policy": self.plan.policy,
             "staircases": self.staircases,
-            "environment": environment(),
+            "environment": environment() | self.hardware,
             "seconds": self.seconds,
             "command": self.command,
             "warnings": list(self.warnings),
@@ -119,6 +148,11 @@ def _site(decision: Decision) -> dict[str, Any]:
     row["reason"] = why.value if why else None
     row["shape"] = list(decision.shape)
     return row
+
+
+def _way(way: dict[str, Any]) -> dict[str, Any]:
+    """A measured way to a precision; what was not timed is null."""
+    return {**way["scheme"], **{k: way[k] if np.isfinite(way[k]) else None for k in ("loss", "ms")}}
 
 
 def _counts(kept: tuple[Keep, ...]) -> dict[str, int]:

@@ -26,6 +26,7 @@ class Why(enum.Enum):
     OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
     IS_OUTPUT = "its weight is a graph output"
     QUANTIZED = "its weight carries quantization annotations"
+    DEQUANTIZED = "its weight is stored as integers (DequantizeLinear), and floating point factors would be larger"
     SPARSE = "its weight is sparse"
     DTYPE = "its weight is not float16, bfloat16, float32 or float64"
     NOT_FINITE = "its weight has NaN or infinite entries"
@@ -34,12 +35,14 @@ class Why(enum.Enum):
     OPSET = "its operator set is older than 7"
     MALFORMED = "its inputs or attributes are not those of its operator"
     SUBGRAPH = "inside the body of If, Loop or Scan"
-    FUNCTION = "inside a model-local function"
+    FUNCTION = "inside a model-local function (--inline-functions opens it)"
     EXCLUDED = "left out by --include or --exclude"
     NOT_EXECUTED = "never executed by the calibration data"
     TOO_SMALL = "two thin factors would cost no less than the dense weight"
+    NOT_TIMED = "the given table does not know its shapes"
     NOT_FASTER = "no rank was measured faster than the dense weight"
     LOSS = "no faster rank stays within the loss"
+    IN_FLOAT = "left in float: in the precision asked for it costs too much loss"
     GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from onnx_lowrank import fourways, views
 from onnx_lowrank.cache import Entry
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.latency import CONTROL, DENSE
@@ -36,6 +37,7 @@ _STAGES = {
     "layers": "time hidden layers",
     "factor": "factor",
     "reference": "run the original on held-out samples",
+    "lower": "choose a way to the precision",
     "measure": "measure ranks",
     "probe": "probe sensitivities",
     "decide": "build and measure plans",
@@ -80,6 +82,8 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
             _show_staircases(console, report)
         if report.latency and (report or analysis):
             console.print(_before_after(report, analysis=analysis))
+        if (four := fourways.precisions(report.to_dict())) is not None:
+            console.print(_plain(four))
         if report.plan.decisions:
             console.print(_sites(report, everything=analysis))
         for reason, count in report.to_dict()["kept"].items():
@@ -94,10 +98,22 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
             console.print(f"wrote {report.after.path}")
 
 
+def _plain(given: views.Table) -> Table:
+    """A table of the reports as the terminal prints it."""
+    table = Table(box=None, pad_edge=False)
+    for column in given.columns:
+        table.add_column(column.name, justify="right" if column.numeric else "left")
+    for row in given.rows:
+        table.add_row(*(cell.text for cell in row))
+    return table
+
+
 def _prospect(report: Report) -> str:
     plan, limit = report.plan, report.verdict.loss_limit
     within = f" within loss {limit:g}" if limit is not None else ""
     text = f"{len(plan.rewritten)} of {len(plan.decisions)} sites would be rewritten{within}"
+    if report.verdict.latency == "predicted":
+        return f"{text}: {report.verdict.reason}; nothing was timed."
     found = report.additivity
     if not found:
         return f"{text}."
@@ -188,7 +204,8 @@ def show_sweep(reports: Iterable[Report]) -> None:
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for report in reports:
         v = report.verdict
-        interval = f"{v.speedup.low:.2f}–{v.speedup.high:.2f}" if report else v.status
+        measured = v.latency == "measured"
+        interval = v.status if not report else f"{v.speedup.low:.2f}–{v.speedup.high:.2f}" if measured else "predicted"
         limit = "" if v.loss_limit is None else f"{v.loss_limit:g}"
         row = (limit, f"{v.loss:.2g}", f"{v.speedup.value:.2f}×", interval, _short(report.after.bytes))
         table.add_row(report.after.path, *row)

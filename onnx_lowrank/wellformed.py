@@ -44,7 +44,10 @@ def fits_kernel(node: onnx.NodeProto, kernel: Sequence[int]) -> bool:
     axes = len(kernel)
     given = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
     long = all(len(given.get(name, (1,) * axes)) == axes for name in ("strides", "dilations", "kernel_shape"))
-    fits = tuple(given.get("kernel_shape", kernel)) == tuple(kernel) and len(given.get("pads", (0,) * 2 * axes)) == 2 * axes
+    fits = (
+        tuple(given.get("kernel_shape", kernel)) == tuple(kernel)
+        and len(given.get("pads", (0,) * 2 * axes)) == 2 * axes
+    )
     positive = all(n >= 1 for name in ("strides", "dilations") for n in given.get(name, ()))
     return long and fits and positive and axes >= 1
 
