@@ -41,6 +41,8 @@ def measured_choices(
 ) -> list[Choices]:
     """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
     kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
+    # Work tells time on a CPU only; baselines know some kinds only.
+    every = settings.policy != "knapsack" or Provider.of(table.provider).on_device
     alike: dict[tuple[Geometry, ...], list[Fit]] = {}
     for site in loaded.sites:
         alike.setdefault(site.geometries, []).append(fits[site.name])
@@ -51,7 +53,7 @@ def measured_choices(
         if table.given:
             wanted[geometries] = known_sizes(geometries, same, kinds, table)
         else:
-            wanted[geometries] = first_sizes(geometries[0], same, kinds, every=settings.policy != "knapsack")
+            wanted[geometries] = first_sizes(geometries[0], same, kinds, every=every)
         times[geometries] = adaptive_times(geometries, wanted[geometries], kinds, table)
         table.save()
     progress("measure", len(alike), len(alike))
@@ -66,7 +68,7 @@ def first_sizes(geometry: Geometry, fits: Sequence[Fit], kinds: Mapping[str, Kin
     """Sizes to time first, for sites of one geometry: those that compete at one of them.
 
     Args:
-        every: also those that other kinds beat, for baselines that know some kinds only.
+        every: also those that other kinds beat.
     """
     found: Sizes = {}
     for fit in fits:

@@ -23,7 +23,6 @@ from onnx_lowrank.plan import Plan
 from onnx_lowrank.precision import Lowering
 from onnx_lowrank.quantization import OPSET, half, static
 from onnx_lowrank.ranges import Histogram, by_channel, extremes, histograms
-from onnx_lowrank.sites import Why
 from onnx_lowrank.report import Report
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.scheme import Scheme
