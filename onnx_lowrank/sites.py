@@ -41,7 +41,7 @@ class Why(enum.Enum):
     NOT_FASTER = "no rank was measured faster than the dense weight"
     LOSS = "no faster rank stays within the loss"
     QUANTIZED_WEIGHT = "its weight is quantized already"
-    IN_FLOAT = "left in float: in the precision asked for it costs too much loss"
+    IN_FLOAT = "left in float, and the given table has no times in float"
     GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
 
 

@@ -99,6 +99,7 @@ LEVELS: Final[dict[str, int]] = {
     "compare": 6,
     "insitu": 6,
     "layers": 6,
+    "mixed": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
