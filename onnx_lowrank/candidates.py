@@ -11,13 +11,14 @@ import numpy as np
 from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.fragment import Fragment, Kind, size_text
-from onnx_lowrank.ladders import Entry, axis, competing, rungs
+from onnx_lowrank.fragment import Fragment, Kind, parse_size, size_text
+from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import Loaded, Progress
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Geometry, Site, Why
 from onnx_lowrank.staircase import TILE, rank_grid, refine, right_edges
@@ -28,7 +29,8 @@ MAX_ERROR = 0.5
 MARGIN = 0.02
 """Fraction beyond the noise by which a candidate must beat dense."""
 
-_REFINEMENTS = 2
+_REFINEMENTS, _ON_A_CARD = 2, 5
+"""Rounds of more ranks between steep edges; on a card fragments are quick, and a step is that of a wave of tiles."""
 
 Size = tuple[int, int]
 """A rank, and the inner rank of a kind that has two, else 0."""
@@ -49,13 +51,16 @@ def measured_choices(
     times: dict[tuple[Geometry, ...], dict[str, float]] = {}
     for done, (geometries, same) in enumerate(alike.items()):
         progress("measure", done, len(alike))
-        wanted[geometries] = first_sizes(geometries[0], same, kinds, every=settings.policy != "knapsack")
-        times[geometries] = _adaptively(geometries, wanted[geometries], kinds, table)
+        if table.given:
+            wanted[geometries] = known_sizes(geometries, same, kinds, table)
+        else:
+            wanted[geometries] = first_sizes(geometries[0], same, kinds, every=settings.policy != "knapsack")
+        times[geometries] = adaptive_times(geometries, wanted[geometries], kinds, table)
         table.save()
     progress("measure", len(alike), len(alike))
     return [
         _choices(site, loaded, fits[site.name], wanted[site.geometries], times[site.geometries], kinds,
-                 max((table.noise(g) for g in site.geometries), default=0.0))
+                 max((table.noise(g) for g in site.geometries), default=0.0), unknown=table.lacks(site.geometries))
         for site in loaded.sites
     ]  # fmt: skip
 
@@ -91,15 +96,30 @@ def _entries(kind: Kind, geometry: Geometry, fit: Fit) -> list[Entry]:
         for j, rank in enumerate(outer)
         if kind.allows(geometry, rank, first)
     ]
-    return rungs(pairs, MAX_ERROR)
+    return rungs(pairs, LARGEST)
 
 
-def _adaptively(
+def known_sizes(
+    geometries: tuple[Geometry, ...], fits: Sequence[Fit], kinds: Mapping[str, Kind], table: LatencyTable
+) -> Sizes:
+    """Sizes that a given table knows for all shapes of a geometry, and that some site can have."""
+    found: Sizes = {}
+    for label in set.intersection(*(table.labels(geometry) for geometry in geometries)):
+        name, _, text = label.rpartition(" ")
+        kind, size = kinds.get(name), parse_size(text)
+        if kind is None or size is None or not kind.applies(geometries[0]) or (kind.ranks > 1) != (size[1] > 0):
+            continue
+        if size[0] < kind.full(geometries[0]) and any(f.relative(*size, split=kind.split) <= MAX_ERROR for f in fits):
+            found.setdefault(name, set()).add(size)
+    return found
+
+
+def adaptive_times(
     geometries: tuple[Geometry, ...], sizes: Sizes, kinds: Mapping[str, Kind], table: LatencyTable
 ) -> dict[str, float]:
     """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `sizes`."""
     times: dict[str, float] = {}
-    for _ in range(1 + _REFINEMENTS):
+    for _ in range(1 + (_ON_A_CARD if Provider.of(table.provider).on_device else _REFINEMENTS)):
         labels = {label_of(name, size): (kinds[name], size) for name in sizes for size in sorted(sizes[name])}
         if not labels.keys() - times.keys():
             break
@@ -155,14 +175,17 @@ def _choices(
     ms: Mapping[str, float],
     kinds: Mapping[str, Kind],
     noise: float,
+    *,
+    unknown: bool,
 ) -> Choices:
     geometry = site.geometry
     positions = macs_per_weight(site, loaded)
     weights = geometry.outputs * geometry.inputs
     dense = Decision(site.name, geometry.op, (geometry.outputs, geometry.inputs), ms_before=ms.get(DENSE))
-    if not sizes:
-        small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
-        return Choices(dense.keep(Why.TOO_SMALL if small else Why.LOSS), (), (), positions * weights, weights)
+    small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
+    if unknown or not sizes:
+        why = Why.TOO_SMALL if small else Why.NOT_TIMED if unknown else Why.LOSS
+        return Choices(dense.keep(why), (), (), positions * weights, weights)
     timed, faster = [], []
     for name, tried in sizes.items():
         kind = kinds[name]

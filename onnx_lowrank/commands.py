@@ -8,7 +8,8 @@ import click
 
 from onnx_lowrank import cache as tables
 from onnx_lowrank import output, terminal
-from onnx_lowrank.options import PATH, options
+from onnx_lowrank.options import PATH, PROVIDER_OPTION, options
+from onnx_lowrank.providers import Provider, parse_options
 from onnx_lowrank.settings import default_cache
 
 
@@ -21,14 +22,15 @@ _folder = click.option("--cache", "folder", type=PATH, default=default_cache, he
 _key = (
     click.option("--provider", default="cpu", show_default=True, help="Execution provider of the table."),
     click.option("--threads", type=int, default=1, show_default=True, help="Intra-op threads of the table."),
+    PROVIDER_OPTION,
 )
 
 
 @cache.command("ls")
 @options(_folder, *_key)
-def cache_ls(folder: Path, provider: str, threads: int) -> None:
+def cache_ls(folder: Path, provider: str, threads: int, provider_options: tuple[str, ...]) -> None:
     """List the tables; a star marks the one of this machine and these settings."""
-    terminal.show_cache(tables.entries(folder, provider, threads), folder)
+    terminal.show_cache(tables.entries(folder, Provider(provider, parse_options(provider_options)), threads), folder)
 
 
 @cache.command("clear")
@@ -43,10 +45,13 @@ def cache_clear(folder: Path) -> None:
 @options(
     _folder, *_key, click.option("--precision", default="", help="Precision of the table, as `cache ls` shows it.")
 )
-def cache_export(target: Path, folder: Path, provider: str, threads: int, precision: str) -> None:
+def cache_export(
+    target: Path, folder: Path, provider: str, threads: int, provider_options: tuple[str, ...], precision: str
+) -> None:
     """Write this machine's table to TARGET, to plan with it elsewhere: --cache TARGET."""
     output.check(target, None)
-    entry = tables.export(folder, target, provider, threads, precision)
+    chosen = Provider(provider, parse_options(provider_options))
+    entry = tables.export(folder, target, chosen, threads, precision)
     click.echo(f"{entry.times} times of {entry.geometries} geometries written to {target}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from onnx_lowrank import contest, details, measure, profiles
 from onnx_lowrank.contest import Configuration, Contest, Entrant
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.hardware import card
 from onnx_lowrank.labels import file_names
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.report import environment
@@ -59,6 +60,7 @@ class Comparison:
     parts: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     command: str = ""
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Stable keys, schema 1."""
@@ -69,7 +71,7 @@ class Comparison:
             "configurations": [one.to_dict() for one in self.configurations],
             **{key: getattr(self, key) for key in ("data", "samples", "metric", "provider", "threads")},
             **self.parts,
-            "environment": environment(),
+            "environment": environment() | self.hardware,
             "command": self.command,
             "warnings": list(self.warnings),
         }
@@ -101,7 +103,10 @@ def compare(
     threads = _several(choices.pop("threads", 1))
     if not threads:
         raise SettingsError("compare needs a number of threads")
-    several = [Settings.from_table({**choices, "provider": providers[0], "threads": n}) for n in threads]
+    options = choices.pop("provider_options", {})
+    one = {p: {**choices, "provider": p, "provider_options": {} if p == "cpu" else options} for p in providers}
+    several = [Settings.from_table({**one[providers[0]], "threads": n}) for n in threads]
+    providers = [Settings.from_table(table).provider for table in one.values()]
     settings, paths = several[0], [Path(m) for m in models]
     if len(paths) < 2:
         raise SettingsError("compare needs two models or more")
@@ -154,11 +159,12 @@ def _parts(
     cold: list[dict[str, Any]] = []
     for entrant in entered.running:
         model = (names[id(entrant)], entrant.path)
-        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings))
+        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings, 1.0))
     nodes: list[dict[str, Any]] = []
     fused: list[dict[str, Any]] = []
     attempt("profile by node", lambda: _profiles(entered, names, settings, nodes, fused))
-    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused}
+    facts = details.session_facts(settings)
+    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused, "session": facts}
 
 
 def _profiles(
@@ -199,6 +205,7 @@ def _comparison(
         parts=parts,
         warnings=tuple(entered.warnings),
         command=command,
+        hardware=card(settings.provider),
     )
 
 

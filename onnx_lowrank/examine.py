@@ -18,19 +18,26 @@ def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
     attempt, original = details.attempting(run.warnings), loaded.file.path
 
     def tolerances() -> list[dict[str, Any]]:
-        return details.outputs("rewritten", references, Session(staged, provider=settings.provider, threads=0))
+        session = Session(staged, provider=settings.provider, threads=0, purpose="verify")
+        return details.outputs("rewritten", references, session)
 
-    models = [("original", original), ("rewritten", staged)]
-    nodes, fusions = _nodes(run, staged, attempt)
-    return {
+    accuracy = {
         "accuracy": [
             *attempt("accuracy by output", tolerances),
             *attempt("noise floor", lambda: details.noise_floor(original, "original", references, settings)),
         ],
         "sample_losses": details.finite(found.sample_losses),
+    }
+    if not settings.verify_latency:  # times of this machine say nothing about the one that was planned for
+        return accuracy
+    models = [("original", original), ("rewritten", staged)]
+    nodes, fusions = _nodes(run, staged, attempt)
+    return {
+        **accuracy,
         "cold": attempt("cold start", lambda: details.cold_starts(models, loaded.feeds[0], settings)),
         "profile": nodes,
         "fusions": fusions,
+        "session": details.session_facts(settings),
     }
 
 

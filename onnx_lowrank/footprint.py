@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 
 from onnx_lowrank.errors import ModelError, RuntimeMissing
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, Session, load
 
-_SECONDS, _MOST, _LIMIT = 0.8, 3, 600.0
+_MOST, _LIMIT = 3, 600.0
 
 
-def cold(path: Path, feed: Feed, *, provider: str, threads: int) -> dict[str, Any]:
+def cold(path: Path, feed: Feed, *, provider: str, threads: int, seconds: float) -> dict[str, Any]:
     """What a fresh process pays for a model: `load_ms`, `first_run_ms` (medians), `peak_bytes`, `base_bytes`.
 
     `base_bytes` is what the process takes before it loads the model: the interpreter and the runtime. Memory is null
-    where the system does not tell it. Short ones are repeated, up to three processes.
+    where the system does not tell it.
+
+    Args:
+        seconds: another process is begun for so long, up to three.
 
     Raises:
         ModelError: the child could not run the model.
@@ -36,10 +40,12 @@ def cold(path: Path, feed: Feed, *, provider: str, threads: int) -> dict[str, An
             "model": str(path),
             "inputs": str(inputs),
             "names": list(feed),
-            "provider": provider,
+            "provider": str(provider),
+            "options": Provider.of(provider).options,
+            "engines": str(Provider.of(provider).folder or ""),
             "threads": threads,
         }
-        while not found or (len(found) < _MOST and time.perf_counter() - since < _SECONDS):
+        while not found or (len(found) < _MOST and time.perf_counter() - since < seconds):
             found.append(_child(task))
     times = {key: float(np.median([one[key] for one in found])) for key in ("load_ms", "first_run_ms")}
     peak = [one["peak_bytes"] for one in found if one["peak_bytes"] is not None]
@@ -83,7 +89,9 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         feed = dict(zip(task["names"], (stored[name] for name in stored.files), strict=True))
     load()
     base, since = peak_memory(), time.perf_counter()
-    session = Session(Path(task["model"]), provider=task["provider"], threads=task["threads"], spin=True)
+    engines = Path(task["engines"]) if task["engines"] else None
+    provider = Provider(task["provider"], task["options"], folder=engines)
+    session = Session(Path(task["model"]), provider=provider, threads=task["threads"], spin=True, purpose="verify")
     loaded = time.perf_counter()
     session.run(feed)
     first = time.perf_counter()

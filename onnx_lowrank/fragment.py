@@ -137,6 +137,14 @@ def size_text(rank: int, inner: int = 0) -> str:
     return f"{inner}x{rank}" if inner else str(rank)
 
 
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Rank and inner rank (0 where there is none) of a size's text; None for another text."""
+    inner, _, rank = text.rpartition("x")
+    if not rank.isdecimal() or (inner and not inner.isdecimal()):
+        return None
+    return int(rank), int(inner or 0)
+
+
 def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:
     """`array` in the dtype that the model stores (float32, float16, bfloat16, float64)."""
     return np.ascontiguousarray(array.astype(dtype_of(geometry)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -18,11 +17,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_lowrank import runtime, timing
+from onnx_lowrank import gpu, runtime, timing
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
 from onnx_lowrank.grouping import grouped
+from onnx_lowrank.measure import WARM_SECONDS
 from onnx_lowrank.precision import Lowering
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.sites import Geometry
 
@@ -33,23 +34,45 @@ _FRAGMENTS = 2  # counts up when a kind builds other nodes, so that no older tim
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.08
 _COPIES, _OPEN_BYTES = 5, 768 << 20
 _ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 2.0
+_LEAST_MS, _MOST_REPEATS, _REPEAT_BYTES = 1.0, 64, 128 << 20
 
 
-def fragment_model(fragment: Fragment, geometry: Geometry) -> onnx.ModelProto:
-    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it."""
-    nodes = [
-        helper.make_node(op.op, list(op.inputs), [op.output], name=f"{op.owner}{op.name}", **op.attributes)
-        for op in fragment.ops
-    ]
-    out = Y
-    if geometry.then:
-        out = "activated"
-        nodes.append(helper.make_node(geometry.then, [Y], [out], name="then"))
-    constants = [numpy_helper.from_array(array, name) for name, array in fragment.constants.items()]
+def fragment_model(fragment: Fragment, geometry: Geometry, copies: int = 1) -> onnx.ModelProto:
+    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it.
+
+    Args:
+        copies: so many of it side by side, each with its own input, constants and output, so that the runtime can
+            merge none of them; those of the n-th end in `_n`.
+    """
+    nodes, inputs, outputs, constants = [], [], [], []
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(geometry))
-    x = helper.make_tensor_value_info(X, dtype, geometry.x_shape)
-    graph = helper.make_graph(nodes, "fragment", [x], [onnx.ValueInfoProto(name=out)], constants)
+    for end in ["", *(f"_{n}" for n in range(1, copies))]:
+        for op in fragment.ops:
+            reads = [name + end if name else "" for name in op.inputs]
+            label = f"{op.owner}{op.name}{end}"
+            nodes.append(helper.make_node(op.op, reads, [op.output + end], name=label, **op.attributes))
+        out = Y + end
+        if geometry.then:
+            out = f"activated{end}"
+            nodes.append(helper.make_node(geometry.then, [Y + end], [out], name=f"then{end}"))
+        constants += [numpy_helper.from_array(array, name + end) for name, array in fragment.constants.items()]
+        inputs.append(helper.make_tensor_value_info(X + end, dtype, geometry.x_shape))
+        outputs.append(onnx.ValueInfoProto(name=out))
+    graph = helper.make_graph(nodes, "fragment", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", geometry.opset)], ir_version=8)
+
+
+def copies_for(ms: float, held: int) -> int:
+    """How many copies of a fragment make a run of a millisecond.
+
+    A run that is only a launch or two would show the clock and the launch of the run itself.
+
+    Args:
+        ms: of one alone.
+        held: its bytes.
+    """
+    fitting = max(_REPEAT_BYTES // max(held, 1), 1)
+    return max(min(math.ceil(_LEAST_MS / max(ms, 1e-6)), _MOST_REPEATS, fitting), 1)
 
 
 def processor() -> str:
@@ -62,20 +85,32 @@ def processor() -> str:
 
 
 def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table.
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
 
     Args:
         precision: label of a scheme; empty is the model's own.
     """
-    made = {"precision": precision} if precision else {}
-    return made | {
+    chosen = Provider.of(provider)
+    found: dict[str, Any] = {"precision": precision} if precision else {}
+    found |= {
         "processor": processor(),
         "cores": os.cpu_count(),
         "runtime": runtime.version(),
-        "provider": provider,
+        "provider": str(provider),
         "threads": threads,
         "fragments": _FRAGMENTS,
     }
+    if chosen.options:
+        found["provider_options"] = dict(chosen.options)
+    if chosen.on_device:
+        card = gpu.identity(int(chosen.options.get("device_id", 0)))
+        found |= {"gpu" if key == "name" else key: value for key, value in card.items()}
+    return found
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """The card or the processor that a table was measured on."""
+    return str(environment.get("gpu") or environment.get("processor") or "an unnamed machine")
 
 
 def table_name(environment: Mapping[str, Any]) -> str:
@@ -108,12 +143,17 @@ def write_table(path: Path, environment: Mapping[str, Any], rows: Mapping[str, M
     write_bytes(path, text.encode())
 
 
-def _batches(geometry: Geometry, labels: list[str]) -> Iterator[list[str]]:
-    """Fragments whose sessions are open at once: each holds its activations, several times over."""
+def _held(geometry: Geometry) -> int:
+    """Bytes of a fragment's activations, several times over."""
     positions = math.prod(geometry.x_shape) / max(geometry.channels or geometry.inputs, 1)
     channels = max(geometry.channels or geometry.inputs, geometry.outputs)
-    held = _COPIES * positions * channels * dtype_of(geometry).itemsize
-    return grouped(labels, lambda label: int(held), _OPEN_BYTES)  # noqa: ARG005
+    return int(_COPIES * positions * channels * dtype_of(geometry).itemsize)
+
+
+def _batches(geometry: Geometry, labels: list[str], copies: int) -> Iterator[list[str]]:
+    """Fragments whose sessions are open at once: each holds its activations, several times over."""
+    held = _held(geometry) * copies
+    return grouped(labels, lambda label: held, _OPEN_BYTES)  # noqa: ARG005
 
 
 class LatencyTable:
@@ -141,20 +181,21 @@ class LatencyTable:
         if self.given:
             self.path = place
             self.environment, self._rows = read_table(place)
-            here = (self.environment.get("provider"), self.environment.get("threads"))
-            if here != (provider, threads):
-                raise SettingsError(
-                    f"{place}: measured for provider {here[0]} with {here[1]} threads; give --provider and --threads so"
-                )
-            if self.environment.get("precision", "") != precision:
-                have = self.environment.get("precision") or "the model's own precision"
-                raise SettingsError(
-                    f"{place}: measured in {have}, not in {precision or 'its own'}; run analyze there "
-                    "with the same --precision"
-                )
+            self._check(place)
         else:
             self.path = place / table_name(self.environment)
             self._rows = self._read()
+
+    def _check(self, place: Path) -> None:
+        there = (self.environment.get("provider"), self.environment.get("threads"))
+        if there != (self.provider, self.threads):
+            raise SettingsError(
+                f"{place}: measured for provider {there[0]} with {there[1]} threads; give --provider and --threads so"
+            )
+        options = self.environment.get("provider_options") or {}
+        if options != Provider.of(self.provider).options:
+            words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
+            raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:
@@ -180,6 +221,18 @@ class LatencyTable:
         row = self._rows.get(geometry.key(), {})
         return [label for label in labels if label not in row]
 
+    def labels(self, geometry: Geometry) -> set[str]:
+        """What is known of this geometry."""
+        return set(self._rows.get(geometry.key(), {}))
+
+    def known(self, key: str) -> dict[str, float]:
+        """What is kept under a key of `recall`; empty when unknown."""
+        return self._rows.get(key, {})
+
+    def lacks(self, geometries: Iterable[Geometry]) -> bool:
+        """Whether a given table does not know the dense time of all of these."""
+        return self.given and any(self.missing(geometry, [DENSE]) for geometry in geometries)
+
     def noise(self, geometry: Geometry) -> float:
         """Fraction by which two timings of one fragment may differ: dense against itself, at least 1 %."""
         row = self._rows.get(geometry.key(), {})
@@ -196,11 +249,12 @@ class LatencyTable:
         row = self._rows.setdefault(geometry.key(), {})
         missing = [] if self.given else self.missing(geometry, list(makers))
         if missing:
-            for batch in _batches(geometry, missing):
+            copies = self._copies(geometry, makers[DENSE]())
+            for batch in _batches(geometry, missing, copies):
                 fragments = {label: makers[label]() for label in dict.fromkeys((DENSE, *batch))}
                 if CONTROL not in row:
                     fragments[CONTROL] = fragments[DENSE]
-                fresh = self._time(geometry, fragments)
+                fresh = self._time(geometry, fragments, copies)
                 scale = row.get(DENSE, fresh[DENSE]) / fresh[DENSE]
                 row.update({label: ms * scale for label, ms in fresh.items() if label not in row})
         return {label: row[label] for label in makers if label in row}
@@ -212,19 +266,32 @@ class LatencyTable:
             self.save()
         return self._rows[key]
 
-    def _deployed(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, runtime.Feed]:
-        return (model, {X: x}) if self._lowering is None else self._lowering.fragment(model, x)
+    def _copies(self, geometry: Geometry, dense: Fragment) -> int:
+        """How many copies of a fragment are timed in one graph: on a card the dense one takes a millisecond then."""
+        if not Provider.of(self.provider).on_device:
+            return 1
+        weights = sum(array.nbytes for array in dense.constants.values())
+        return copies_for(self._time(geometry, {DENSE: dense}, 1)[DENSE], _held(geometry) + weights)
 
-    def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment]) -> dict[str, float]:
+    def _deployed(
+        self, model: onnx.ModelProto, x: npt.NDArray[Any], copies: int
+    ) -> tuple[onnx.ModelProto, runtime.Feed]:
+        """A fragment's model in the precision that is asked for, and what it is fed."""
+        if self._lowering is None:
+            return model, {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
+        return self._lowering.fragment(model, x)
+
+    def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment], copies: int) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        made = [self._deployed(fragment_model(f, geometry), x) for f in fragments.values()]
-        runs = [
-            functools.partial(runtime.Session(m, provider=self.provider, threads=self.threads, spin=True).run, feed)
-            for m, feed in made
-        ]
+        copies = copies if self._lowering is None else 1
+        made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
+        where: dict[str, Any] = {"provider": self.provider, "threads": self.threads, "spin": True, "purpose": "time"}
+        runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
+        warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(
-            runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS
+            runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS, warm_seconds=warm
         )
         times, _ = samples.of(self.provider, self.threads)
-        return {label: float(ms) for label, ms in zip(fragments, np.median(times, axis=0) * 1e3, strict=True)}
+        ms = np.median(times, axis=0) * 1e3 / copies
+        return {label: float(one) for label, one in zip(fragments, ms, strict=True)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ import numpy as np
 import onnx
 
 from onnx_lowrank import sessions, timing
+from onnx_lowrank.binding import Bound
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.streams import throughput
 from onnx_lowrank.timing import Ratio
+
+WARM_SECONDS = 0.5
+"""A card is warmed up for so long before a timing."""
 
 NOISE, SLOWDOWN = 0.025, 1.08
 """From where on a user is warned: half-width of the A/A interval; slowest over fastest time of a fixed computation."""
@@ -27,7 +32,8 @@ class Latency:
     """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself.
 
     `before` and `after` hold the single runs too (`samples_ms`), `again` those of the control; `groups` are the rounds
-    of each group of sessions, `speed` how much slower the processor was after each than at its best.
+    of each group of sessions, `speed` how much slower the processor was after each than at its best. `transfers` are
+    milliseconds to move inputs and outputs between host and card; they are in no other time.
     """
 
     shape: dict[str, list[int]]
@@ -41,6 +47,7 @@ class Latency:
     groups: tuple[int, ...] = ()
     speed: tuple[float, ...] = ()
     again: tuple[float, ...] = ()
+    transfers: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
@@ -59,7 +66,27 @@ class Latency:
             "rounds_by_session": list(self.groups),
             "processor_slowdown": list(self.speed),
             "control_ms": list(self.again),
+            **({"transfers": self.transfers} if self.transfers else {}),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A session that is ready to be timed: one run, and what it took to get there."""
+
+    run: Callable[[], object]
+    load_ms: float
+    first_run_ms: float
+
+
+def opened(model: Path | onnx.ModelProto, feed: Feed, *, provider: str, threads: int, folder: Path | None) -> Opened:
+    """Load a model for timing and run it once on a feed: engines are built and algorithms looked for then."""
+    since = time.perf_counter()
+    session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, purpose="time")
+    loaded = time.perf_counter()
+    run = session.timed(feed)
+    run()
+    return Opened(run, (loaded - since) * 1e3, (time.perf_counter() - loaded) * 1e3)
 
 
 def race(
@@ -72,29 +99,29 @@ def race(
     seconds: float = 20.0,
     folder: Path | None = None,
     streams: int = 1,
+    short: float = sessions.SHORT,
 ) -> list[Latency]:
     """Time models turn about against the first, with the first twice as an A/A control.
 
-    One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
-    Every model is opened anew several times, so that the intervals hold what differs between sessions.
-    Returns one entry for every model after the first.
+    One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time. On a
+    card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew several
+    times, so that the intervals hold what differs between sessions. Returns one entry for every model after the first.
 
     Args:
         streams: above 1, the throughput of so many threads that run at the same time is measured too.
+        short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
 
     def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
-        return lambda: functools.partial(
-            Session(model, provider=provider, threads=threads, folder=folder, spin=True).run, feed
-        )
+        return lambda: opened(model, feed, provider=provider, threads=threads, folder=folder).run
 
-    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed)
+    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed, short=short)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        rates = throughput([opener(model)() for model in models], streams, seed=seed)
-        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
+        stats = _with_throughput(stats, [opener(model)() for model in models], streams, seed)
+    moved = _transfers(opener(models[0])) if Provider.of(provider).on_device else {}
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -104,13 +131,27 @@ def race(
             after=stats[column - 1],
             ratio=sessions.ratio(first, times[:, column], raced.groups, control),
             aa=sessions.ratio(control, first, raced.groups),
-            provider=provider,
+            provider=str(provider),
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
+            transfers=moved,
         )
         for column in range(2, times.shape[1])
     ]
+
+
+def _transfers(opener: sessions.Opener) -> dict[str, float]:
+    """Milliseconds to move inputs and outputs; nothing where they are not bound."""
+    run = opener()
+    return run.transfers() if isinstance(run, Bound) else {}
+
+
+def _with_throughput(
+    stats: Sequence[dict[str, Any]], runs: Sequence[Callable[[], object]], streams: int, seed: int
+) -> list[dict[str, Any]]:
+    rates = throughput(runs, streams, seed=seed)
+    return [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
 
 
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
@@ -137,11 +178,14 @@ def quick_race(
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
-    opened = [Session(m, provider=provider, threads=threads, folder=folder, spin=True) for m in (original, other)]
+    warm = WARM_SECONDS if Provider.of(provider).on_device else 0.0
     found = []
     for feed in feeds:
-        runs = [functools.partial(s.run, feed) for s in opened]
-        samples = timing.interleave(runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5)
+        ready = [opened(m, feed, provider=provider, threads=threads, folder=folder) for m in (original, other)]
+        runs = [one.run for one in ready]
+        samples = timing.interleave(
+            runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5, warm_seconds=warm
+        )
         times, _ = samples.of(provider, threads)
         found.append(np.median(times, axis=0) * 1e3)
     before, after = np.mean(found, axis=0)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.providers import parse_options
 from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, PRECISION_NAMES, default_cache
 
 PATH = click.Path(path_type=Path)
@@ -32,8 +33,23 @@ DATA = click.option(
     metavar="SRC",
     help="x.npz, a folder, input:file.npy, loader.py:function. Repeatable. Default: synthetic inputs.",
 )
+PROVIDER_OPTION = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Passed to the provider, such as use_tf32=0. Repeatable; latency tables belong to it too.",
+)
 WHERE = (
     click.option("--provider", default=None, help="Execution provider that will run the model [default: cpu]."),
+    PROVIDER_OPTION,
+    click.option(
+        "--no-cpu-fallback",
+        "cpu_fallback",
+        flag_value=False,
+        default=None,
+        help="Refuse a model with nodes that the provider leaves to the CPU.",
+    ),
     click.option("--threads", type=int, default=None, help="Intra-op threads of every timing [default: 1]."),
     click.option(
         "--shape",
@@ -56,7 +72,7 @@ WHERE_EACH = (
         metavar="N,…",
         help="Intra-op threads; 1,2 or repeated times with each [default: 1].",
     ),
-    *WHERE[2:],
+    *WHERE[-4:],
 )
 BASELINE = (
     click.option("--brief", is_flag=True, help="Latency and loss only: no outputs, cold starts and times by node."),
@@ -94,6 +110,11 @@ HOW = (
     ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )
+INLINE = click.option(
+    "--inline-functions/--keep-functions",
+    default=None,
+    help="Rewrite inside model-local functions too, by inlining all of them [default: keep].",
+)
 PRECISION = click.option(
     "--precision",
     default=None,
@@ -104,6 +125,16 @@ CACHE = click.option(
     type=PATH,
     default=None,
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
+)
+RESUME = click.option(
+    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
+)
+PREDICT = click.option(
+    "--no-verify-latency",
+    "verify_latency",
+    flag_value=False,
+    default=None,
+    help="Plan for a machine that is not here, with its table (--cache FILE): the latency is predicted, not measured.",
 )
 SHOW = (
     click.option(
@@ -122,6 +153,11 @@ WRITE = (
         help="Weights beside the model or inside [default: as the model has them].",
     ),
     click.option(
+        "--provenance/--no-provenance",
+        default=None,
+        help="New nodes say in their metadata where they come from [default: provenance].",
+    ),
+    click.option(
         "--keep-fp32", type=PATH, default=None, help="With --precision: the factored model in float32 goes here too."
     ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
@@ -136,6 +172,8 @@ def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         choices["kinds"] = tuple(kind.strip() for kind in choices["kinds"].split(",") if kind.strip())
     if "shapes" in choices:
         choices["shapes"] = _shape_sets([_shape(text) for text in choices["shapes"]])
+    if "provider_options" in choices:
+        choices["provider_options"] = parse_options(choices["provider_options"])
     if "output_weights" in choices:
         choices["output_weights"] = dict(_weight(text) for text in choices["output_weights"])
     return show, choices

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
+from onnx_lowrank.hardware import hardware
+from onnx_lowrank.latency import machine
 from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
+from onnx_lowrank.prediction import Prediction, predicted
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.run import Run
 from onnx_lowrank.settings import Settings
@@ -42,7 +47,12 @@ def finish(
             return _unchanged(run, plan, before, out, command)
         report = _publish(run, plan, found, before, staged, out, command)
     if keep_fp32 is not None:
-        write_model(run.build(plan.decisions), keep_fp32, folder=file.folder, external=external)
+        write_model(
+            run.build(plan.decisions, provenance=run.settings.provenance),
+            keep_fp32,
+            folder=file.folder,
+            external=external,
+        )
     return report
 
 
@@ -71,12 +81,16 @@ def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool
 
 def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
     """Write the plan's model and measure the file."""
-    write_model(run.deployed(plan.decisions), staged, folder=run.loaded.file.folder, external=external)
+    built = run.deployed(plan.decisions, provenance=run.settings.provenance)
+    write_model(built, staged, folder=run.loaded.file.folder, external=external)
     if run.lowering is None:
-        return measured(staged, run.loaded, run.references, run.settings)
+        found = measured(staged, run.loaded, run.references, run.settings)
+        if run.settings.verify_latency:
+            return found
+        return dataclasses.replace(found, predicted=predicted(run, plan.decisions).ratio)
     counted = loss_of_file(staged, run.references, run.settings)
     latency, columns = columns_of(run, plan, staged, counted.value())
-    return Measured(counted.value(), latency, tuple(counted.per_sample), columns)
+    return Measured(counted.value(), latency, tuple(counted.per_sample), columns=columns)
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
@@ -112,7 +126,9 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str
     if run.lowering is not None:
         reason = f"{run.lowering.scheme.precision} is not faster within the loss, alone or with low rank ({why})"
     after = dataclasses.replace(before, path=str(out))
-    return report_of(run, plan, verdict_of(run, "unchanged", reason, None, loss=0.0), before, after, (), command)
+    found = hardware_of(run, run.loaded.file.path)
+    verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
+    return report_of(run, plan, verdict, before, after, (), command, found)
 
 
 def _publish(
@@ -123,25 +139,47 @@ def _publish(
         raise RequirementError(
             f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; OUT not written"
         )
+    default = _at_default_threads(run, staged)
+    run.warnings += cautions((*found.latency, *default))
+    goal = run.settings.speedup
+    if goal is not None and ratio.value < goal:
+        run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
+    after = facts_of(staged, run.loaded, out)
+    around = hardware_of(run, staged) | ({"start": found.start} if found.start else {})
+    details = examined(run, staged, found)
+    publish(staged, out)
+    reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
+    if run.lowering is not None and not plan.rewritten:
+        reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
+    verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
+    if not run.settings.verify_latency:
+        verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions)))
+    report = report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around, found.columns)
+    return dataclasses.replace(report, details=details)
+
+
+def _at_default_threads(run: Run, staged: Path) -> tuple[Latency, ...]:
+    """The timing at the runtime's own thread count, with a warning where the gain is not sure there."""
+    if not run.settings.verify_latency:
+        return ()
     default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0, seconds=8.0)[0]
     if default.ratio.low <= 1:
         run.warnings.append(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "
             f"({default.ratio.low:.2f}–{default.ratio.high:.2f}): the gain is not sure there"
         )
-    run.warnings += cautions((*found.latency, default))
-    goal = run.settings.speedup
-    if goal is not None and ratio.value < goal:
-        run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
-    details = examined(run, staged, found)
-    after = facts_of(staged, run.loaded, out)
-    publish(staged, out)
-    reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
-    if run.lowering is not None and not plan.rewritten:
-        reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
-    verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
-    report = report_of(run, plan, verdict, before, after, (*found.latency, default), command, found.columns)
-    return dataclasses.replace(report, details=details)
+    return (default,)
+
+
+def hardware_of(run: Run, model: Path) -> dict[str, Any]:
+    """The card, and what of a model it left to the CPU."""
+    settings = run.settings
+    return hardware(model, run.loaded.feeds[0], settings.provider, settings.threads, run.warnings)
+
+
+def scope_of(found: Prediction) -> str:
+    """What a predicted ratio is about."""
+    return "the whole model" if found.whole else "its sites alone, the other nodes left out"
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:
@@ -156,7 +194,10 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
         metric=run.settings.metric,
         data="synthetic" if run.loaded.source.synthetic else "user",
         samples=run.references.count,
-        provider=run.settings.provider,
+        provider=str(run.settings.provider),
+        provider_options=dict(run.settings.provider_options),
+        latency="measured" if run.settings.verify_latency else "predicted",
+        machine=machine(run.table.environment) if run.table.given else None,
         precision=run.lowering.scheme.words() if run.lowering else "+".join(sorted(dtypes)) or "as the model is",
         over_precision=next((c.over for c in found.columns[3:]), None) if found else None,
     )
@@ -164,7 +205,7 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
 
 def report_of(
     run: Run, plan: Plan, verdict: Verdict, before: ModelFacts, after: ModelFacts,
-    latency: tuple[Latency, ...], command: str, columns: tuple[Column, ...] = (),
+    latency: tuple[Latency, ...], command: str, hardware: Mapping[str, Any], columns: tuple[Column, ...] = (),
 ) -> Report:  # fmt: skip
     run.clock("report", 1, 1)
     return Report(
@@ -181,6 +222,7 @@ def report_of(
         warnings=tuple(run.warnings),
         additivity=run.additivity,
         probes=run.probes,
+        hardware=dict(hardware),
         precisions=tuple(column.to_dict() for column in columns),
         ways=tuple(dataclasses.asdict(way) for way in run.ways),
     )

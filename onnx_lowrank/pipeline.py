@@ -10,14 +10,17 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import check_output
-from onnx_lowrank.outcome import finish, report_of, verdict_of
+from onnx_lowrank.measure import Latency
+from onnx_lowrank.outcome import finish, hardware_of, report_of, scope_of, verdict_of
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.planning import choose, decide_plan
+from onnx_lowrank.prediction import predicted
 from onnx_lowrank.prepare import Progress
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
-from onnx_lowrank.run import Clock, start
+from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.stages import chosen, planned
 from onnx_lowrank.verify import facts, race_files
 
 
@@ -36,14 +39,19 @@ def analyze(
     """
     settings, clock = Settings.from_table(choices), Clock(progress)
     run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
+    plan = _planned(run, data)
     clock("verify", 0, 1)
     path = run.loaded.file.path
-    race = race_files([path, run.deployed(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
+    race: tuple[Latency, ...] = ()
+    if settings.verify_latency:
+        race = race_files([path, run.deployed(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
+    else:
+        found = predicted(run, plan.decisions)
+        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found)}"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
-    return report_of(run, plan, verdict, before, before, race, command)
+    return report_of(run, plan, verdict, before, before, race, command, hardware_of(run, path))
 
 
 def optimize(
@@ -75,8 +83,8 @@ def optimize(
     out = Path(out)
     check_output(out, Path(model), in_place=in_place)
     beside = _beside(keep_fp32, out, Path(model), settings)
-    run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
+    run = start(Path(model), data, settings, clock, out=out)
+    plan = _planned(run, data)
     return finish(run, plan, out, external_data, command, give_back=True, keep_fp32=beside)
 
 
@@ -108,7 +116,7 @@ def apply(
     check_output(out, Path(model), in_place=in_place)
     beside = _beside(keep_fp32, out, Path(model), settings)
     source = data if data is not None else list(plan.data) or None
-    run = start(Path(model), source, settings, clock, plan)
+    run = start(Path(model), source, settings, clock, plan, out)
     run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
@@ -145,13 +153,18 @@ def sweep(
         for out in outs:
             check_output(out, path, in_place=False)
         run = start(path, data, each[0], clock)
-        choices_of_sites = choose(run)
+        choices_of_sites = chosen(run, choose)
         reports = []
         for settings, out in zip(each, outs, strict=True):
             one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
             plan = decide_plan(one, _data_names(data), choices_of_sites)
             reports.append(finish(one, plan, out, external_data, command, give_back=True))
     return tuple(reports)
+
+
+def _planned(run: Run, data: Any) -> Plan:
+    names = _data_names(data)
+    return planned(run, names, lambda choices: decide_plan(run, names, choices), choose)
 
 
 def _beside(keep_fp32: str | Path | None, out: Path, model: Path, settings: Settings) -> Path | None:
@@ -195,6 +208,7 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
     else:
         asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
     asked["output_weights"] = dict(plan.output_weights)
+    asked["provider_options"] = dict(plan.provider_options)
     asked["precision"] = plan.scheme.precision if plan.scheme else None
     return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 

@@ -83,6 +83,7 @@ class Plan:
         output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
         refits: repairs of the factors with data, in their order.
+        provider_options: what the provider was given.
         scheme: how the precision is made that was planned for; None is the model's own.
         shapes: of synthetic inputs and timings, one set after the other.
     """
@@ -100,6 +101,7 @@ class Plan:
     output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"
     refits: tuple[Refit, ...] = ()
+    provider_options: tuple[tuple[str, str], ...] = ()
     scheme: Scheme | None = None
 
     @property
@@ -120,6 +122,7 @@ class Plan:
         table["decisions"] = [{**dataclasses.asdict(d), "why": d.why and d.why.name} for d in self.decisions]
         table["shapes"] = [{name: list(shape) for name, shape in group} for group in self.shapes]
         table["output_weights"] = dict(self.output_weights)
+        table["provider_options"] = dict(self.provider_options)
         return json.dumps(table, indent=1) + "\n"
 
     @classmethod
@@ -138,6 +141,7 @@ class Plan:
             table["scheme"] = Scheme.from_table(table.get("scheme"))
             table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
+            table["provider_options"] = tuple(table.get("provider_options", {}).items())
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
             )

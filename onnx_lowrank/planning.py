@@ -16,6 +16,7 @@ from onnx_lowrank.linalg import Array
 from onnx_lowrank.mixed import timed_choices
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
+from onnx_lowrank.prediction import whole_key
 from onnx_lowrank.probe import Probes
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
@@ -52,7 +53,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         model_sha256=loaded.file.sha256,
         decisions=decisions,
         max_loss=settings.limit if np.isfinite(settings.limit) else None,
-        provider=settings.provider,
+        provider=str(settings.provider),
         threads=settings.threads,
         seed=settings.seed,
         samples=settings.samples,
@@ -62,6 +63,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         output_weights=tuple(sorted(settings.output_weights.items())),
         policy=settings.policy,
         refits=refits,
+        provider_options=tuple(sorted(settings.provider_options.items())),
         scheme=run.lowering.scheme if run.lowering else None,
     )
 
@@ -252,6 +254,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
 
 def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
     times = wholes.whole(run, decisions)
+    run.table.recall(whole_key(run), lambda: {"ms": times["before"]})
     return {
         "before_ms": times["before"],
         "predicted_ms": times["before"] - predicted_ms(decisions),

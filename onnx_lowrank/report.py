@@ -33,7 +33,10 @@ class ModelFacts:
 class Verdict:
     """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size.
 
-    `over_precision` is the gain of low rank over the precision alone, where one was asked for.
+    Attributes:
+        latency: `measured`, or `predicted` from the table of a `machine` that is not here.
+        scope: what a predicted speed-up is about.
+        over_precision: the gain of low rank over the precision alone, where one was asked for.
     """
 
     status: str
@@ -46,6 +49,10 @@ class Verdict:
     provider: str
     precision: str
     metric: str = "relative"
+    provider_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    latency: str = "measured"
+    machine: str | None = None
+    scope: str = ""
     over_precision: Ratio | None = None
 
     def sentence(self) -> str:
@@ -53,6 +60,12 @@ class Verdict:
         if self.status == "unchanged":
             return f"Unchanged: {self.reason}."
         where = "synthetic inputs, not on real data" if self.data == "synthetic" else "held-out samples"
+        if self.latency == "predicted":
+            source = f"the table of {self.machine}" if self.machine else "the plan"
+            return (
+                f"{self.speedup.value:.2f}× faster on {self.provider} as predicted from {source} for {self.scope}; "
+                f"nothing was timed. {self._loss().capitalize()}, measured on {self.samples} {where}."
+            )
         return (
             f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
             f"{self.provider}{self._made()}, {self._loss()}, "
@@ -89,6 +102,7 @@ class Report:
     warnings: tuple[str, ...]
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
     precisions: tuple[dict[str, Any], ...] = ()
     ways: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -105,9 +119,9 @@ class Report:
             "status": v.status,
             "verdict": {
                 "speedup": v.speedup.value,
-                "speedup_ci": [v.speedup.low, v.speedup.high],
+                "speedup_ci": [v.speedup.low, v.speedup.high] if v.latency == "measured" else None,
                 **{k: getattr(v, k) for k in ("loss", "loss_limit", "metric", "data", "samples", "provider")},
-                **{k: getattr(v, k) for k in ("precision", "reason")},
+                **{k: getattr(v, k) for k in ("precision", "reason", "latency", "machine", "provider_options")},
             },
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
             "sites": [_site(d) for d in self.plan.decisions],
@@ -120,7 +134,7 @@ class Report:
             "ways": [_way(way) for way in self.ways],
             "policy": self.plan.policy,
             "staircases": self.staircases,
-            "environment": environment(),
+            "environment": environment() | self.hardware,
             "seconds": self.seconds,
             "command": self.command,
             "warnings": list(self.warnings),

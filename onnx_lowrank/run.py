@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lowrank.calibration import Fits
-from onnx_lowrank.latency import LatencyTable
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.latency import LatencyTable, machine
+from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.precision import Lowering
-from onnx_lowrank.prepare import Loaded, Progress, calibrate, load, with_metrics
+from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
+from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
-from onnx_lowrank.runtime import Session
+from onnx_lowrank.runtime import Session, version
+from onnx_lowrank.saving import check_room
 from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import References
+from onnx_lowrank.weighing import with_metrics
 
 
 class Clock:
@@ -54,6 +60,7 @@ class Run:
     references: References
     clock: Clock
     table: LatencyTable
+    stages: Stages = dataclasses.field(default_factory=lambda: Stages(None, ""))
     frontier: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -62,13 +69,13 @@ class Run:
     ways: tuple[Way, ...] = ()
     base_loss: float = 0.0
 
-    def build(self, decisions: Sequence[Decision]) -> onnx.ModelProto:
+    def build(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in its own precision."""
-        return rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions)
+        return rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions, provenance=provenance)
 
-    def deployed(self, decisions: Sequence[Decision]) -> onnx.ModelProto:
+    def deployed(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in the precision that will be deployed."""
-        built = self.build(decisions)
+        built = self.build(decisions, provenance=provenance)
         return built if self.lowering is None else self.lowering.model(built)
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
@@ -78,16 +85,26 @@ class Run:
         return self.references.loss(session).value()
 
 
-def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None) -> Run:
+def start(
+    path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None, out: Path | None = None
+) -> Run:
     """Load, calibrate and run the original.
 
     Args:
+        out: where the result will go; there has to be room for it.
         plan: one that is replayed; only the sites that it rewrites are calibrated.
 
     Raises:
-        SettingsError: the plan is for another graph.
+        SettingsError: the plan is for another graph, or the disk is full.
     """
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
     loaded = load(path, data, settings, clock)
+    if out is not None:
+        check_room(out, loaded.file.bytes)
     decided, rewritten_sites = None, None
     if plan is not None:
         check_matches(plan.decisions, loaded.sites)
@@ -100,9 +117,15 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     table = None if precision else latency_table(settings)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
-    clock("weigh", 0, 1)
-    loaded = with_metrics(loaded, settings, rewritten_sites)
-    fits = calibrate(loaded, settings, clock, decided)
+    stages = _stages(loaded, settings)
+
+    def calibrated() -> tuple[Mapping[str, Metric], Fits]:
+        clock("weigh", 0, 1)
+        weighed = with_metrics(loaded, settings, rewritten_sites)
+        return weighed.metrics, calibrate(weighed, settings, clock, decided)
+
+    metrics, fits = stages.recall("fits", calibrated)
+    loaded = dataclasses.replace(loaded, metrics=metrics)
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
@@ -112,15 +135,23 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
         scheme = plan.scheme if plan is not None else None
         lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
     table = table or latency_table(settings, lowering)
-    run = Run(loaded, settings, fits, references, clock, table, lowering=lowering, ways=ways)
+    run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
     if loaded.shared:
         run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
     if loaded.source.synthetic:
         run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
     if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {table.environment.get('processor')}")
+        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
     return run
+
+
+def _stages(loaded: Loaded, settings: Settings) -> Stages:
+    """The stages that an earlier run of the same model, data and settings has finished."""
+    if settings.resume is None:
+        return Stages(None, "")
+    key = run_key(loaded.file.sha256, settings, loaded.source, f"{version()} numpy {np.__version__}")
+    return Stages(settings.resume, key)
 
 
 def latency_table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:

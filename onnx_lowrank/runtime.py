@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_lowrank import libraries
+from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
+from onnx_lowrank.events import NUMBERED, node_runs
+from onnx_lowrank.events import NodeRun as NodeRun
 from onnx_lowrank.protos import needed_for
+from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
 from onnx_lowrank.settings import suggestion
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-_PROFILED = "onnx_lowrank_node_"
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-}
 _TYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
     "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
     "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
     "tensor(bool)": "bool", "tensor(string)": "object",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NodeRun:
-    """One node in a profiled run: shapes of its inputs and outputs, how often it ran, its time."""
-
-    op: str
-    input_shapes: tuple[tuple[int, ...], ...]
-    output_shapes: tuple[tuple[int, ...], ...]
-    count: int
-    ms: float
 
 
 def load() -> Any:
@@ -68,6 +52,7 @@ def load() -> Any:
         raise RuntimeMissing(
             "onnxruntime and onnxruntime-gpu overwrite each other here; pip uninstall both, then install one of them"
         )
+    onnxruntime.set_default_logger_severity(4)  # it warns of a session option that is merely set
     return onnxruntime
 
 
@@ -87,25 +72,28 @@ def provider_name(provider: str) -> str:
         RuntimeMissing: the provider exists, but this build of ONNX Runtime lacks it.
     """
     available = load().get_available_providers()
-    full = _PROVIDERS.get(provider.lower(), provider)
+    full = PROVIDERS.get(provider.lower(), str(provider))
     if full in available:
-        return str(full)
-    if full in _PROVIDERS.values():
-        here = ", ".join(short for short, long in _PROVIDERS.items() if long in available)
+        return full
+    if full in PROVIDERS.values():
+        here = ", ".join(short for short, long in PROVIDERS.items() if long in available)
         raise RuntimeMissing(f"provider '{provider}': this ONNX Runtime has only {here}; install the build that has it")
-    raise SettingsError(f"no execution provider is called '{provider}'{suggestion(provider, _PROVIDERS)}")
+    raise SettingsError(f"no execution provider is called '{provider}'{suggestion(provider, PROVIDERS)}")
 
 
 class Session:
     """A model that is ready to run on one execution provider.
 
     Args:
-        model: path of a file, or a ModelProto (its external data is looked for in `folder`).
+        model: path of a file, or a ModelProto (its external data is looked for in `folder`; that of a file beside it).
+        provider: a name, or a `Provider` with its options.
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
         prepack: False maps weights from disk instead of copying them; for calibration, never for timing.
         spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
             use too it slows everybody down.
+        purpose: what it is for: options of the provider that only timed runs bear, and engines that take long to
+            build, are left out where they serve nothing.
 
     Raises:
         ModelError: the runtime refuses the model.
@@ -123,9 +111,11 @@ class Session:
         prepack: bool = True,
         spin: bool = False,
         profile_to: str | None = None,
+        purpose: Purpose = "samples",
     ) -> None:
-        ort = load()
-        wanted = provider_name(provider)
+        self._ort = ort = load()
+        self._provider = Provider.of(provider)
+        chain = [(provider_name(name), given) for name, given in self._provider.chain(purpose)]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -136,23 +126,51 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if folder is not None:
+        if folder is not None and not isinstance(model, Path):  # a file has its data in its own folder
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = profile_to
+        if not self._provider.fallback and purpose != "samples" and chain[0][0] != PROVIDERS["cpu"]:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self._open(model, options, chain)
+        outputs = self._session.get_outputs()
+        self.output_names: list[str] = [o.name for o in outputs]
+        self._tensors = all(o.type.startswith("tensor(") for o in outputs)
+
+    def _open(self, model: Path | onnx.ModelProto, options: Any, chain: list[tuple[str, dict[str, str]]]) -> None:
+        for name, given in chain:
+            libraries.prepare(self._ort, name)
+            if "trt_engine_cache_path" in given:
+                Path(given["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = ort.InferenceSession(source, options, providers=[wanted])
+            self._session = self._ort.InferenceSession(source, options, providers=chain, enable_fallback=0)
         except Exception as fault:  # the runtime's exceptions share no base class
             where = str(model) if isinstance(model, Path) else "the model"
             raise ModelError(f"{where}: ONNX Runtime cannot load it: {_one_line(fault)}") from None
-        if wanted not in self._session.get_providers():
+        if chain[0][0] not in self._session.get_providers():
             raise RuntimeMissing(
-                f"provider '{provider}' did not load: the runtime fell back to {self._session.get_providers()[0]}; "
-                "check the driver and the CUDA libraries (extra `cuda`)"
+                f"provider '{self._provider}' did not load: the runtime fell back to "
+                f"{self._session.get_providers()[0]}; check the card (nvidia-smi) and the options of the provider"
             )
-        self.output_names: list[str] = [o.name for o in self._session.get_outputs()]
+
+    def bound(self, feed: Feed) -> Bound:
+        """One run of this feed, with inputs and outputs resident on the provider's device; call it to run.
+
+        Raises:
+            ModelError: a value that cannot be bound.
+        """
+        device = ("cuda", int(self._provider.options.get("device_id", 0))) if self._provider.on_device else ("cpu", 0)
+        try:
+            return Bound(self._ort, self._session, feed, self.output_names, device)
+        except Exception as fault:
+            raise ModelError(f"the inputs cannot be bound: {_one_line(fault)}") from None
+
+    def timed(self, feed: Feed) -> Callable[[], object]:
+        """What a timing calls: a bound run where tensors live on a card, else a plain one."""
+        plain = not self._tensors or any(array.dtype.kind in "OUS" for array in feed.values())
+        return functools.partial(self.run, feed) if plain or not self._provider.on_device else self.bound(feed)
 
     def inputs(self) -> list[tuple[str, np.dtype[Any], tuple[int | str | None, ...]]]:
         """Name, dtype and shape of every required input.
@@ -216,25 +234,20 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named = onnx.ModelProto()
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
-        node.name = f"{_PROFILED}{position}"
+        node.name = f"{NUMBERED}{position}"
     with tempfile.TemporaryDirectory() as scratch:
         prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
         session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    return _node_runs(events)
+    return node_runs(events)
 
 
 def node_times(
     model: onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int = 7
 ) -> dict[str, float]:
     """Milliseconds of every node of the model as the runtime executes it, optimised; the median of some runs."""
-    with tempfile.TemporaryDirectory() as scratch:
-        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
-        session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix)
-        for _ in range(runs + 1):
-            session.run(feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+    events = profiled(model, feed, folder, provider=provider, threads=threads, runs=runs + 1)
     times: dict[str, list[float]] = {}
     for event in events:
         name, found, suffix = event.get("name", "").rpartition("_kernel_time")
@@ -243,24 +256,16 @@ def node_times(
     return {name: float(np.median(ms[1:] or ms)) * len(ms) / (runs + 1) for name, ms in times.items()}
 
 
-def _node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
-    found: dict[int, NodeRun] = {}
-    for event in events:
-        name, _, suffix = event.get("name", "").rpartition("_kernel_time")
-        number = name.removeprefix(_PROFILED)
-        if event.get("cat") != "Node" or suffix or number == name or not number.isdigit():
-            continue  # a node of a body, or one that the runtime made (`…/duplicated`)
-        position, args = int(number), event["args"]
-        earlier = found.get(position)
-        found[position] = NodeRun(
-            op=args["op_name"],
-            input_shapes=_shapes(args["input_type_shape"]),
-            output_shapes=_shapes(args["output_type_shape"]),
-            count=1 + (earlier.count if earlier else 0),
-            ms=event["dur"] / 1e3 + (earlier.ms if earlier else 0.0),
+def profiled(
+    model: Path | onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """Events of the runtime's profile of some runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
+        session = Session(
+            model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )
-    return found
-
-
-def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(shape) for entry in entries for shape in entry.values())
+        for _ in range(runs):
+            session.run(feed)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.providers import NVIDIA, PROVIDERS, Provider, checked_options
 
 KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
@@ -41,6 +42,10 @@ class Settings:
         output_weights: weight of an output in the loss, by name; 1 where none is given.
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
+        provider_options: passed to the provider; latency tables belong to them too.
+        cpu_fallback: False refuses models with nodes that the provider leaves to the CPU.
+        verify_latency: False plans for a machine that is not here, with a table that was measured there: everything
+            runs on the CPU, nothing is timed, and the latency in the verdict is predicted.
         threads: intra-op threads of every timing; one is stable and comparable.
         precision: what will be deployed, `fp32`, `fp16` or `int8`; None is the model's own.
         streams: above 1, throughput is also measured with so many threads that run at the same time.
@@ -51,7 +56,10 @@ class Settings:
         samples: at most so many samples are read from the data.
         shapes: shapes by input name, of synthetic inputs and of every timing; several sets count equally.
         seed: of every random choice.
+        inline_functions: put the bodies of model-local functions in the place of their calls first.
+        provenance: whether new nodes say in their metadata (`onnx_lowrank.*`) where they come from.
         cache: folder of the measured latency tables.
+        resume: folder that keeps finished stages, so that a run that was cut off goes on from the last one.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -65,6 +73,9 @@ class Settings:
     output_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     require_speedup: float | None = None
     provider: str = "cpu"
+    provider_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cpu_fallback: bool = True
+    verify_latency: bool = True
     threads: int = 1
     precision: str | None = None
     streams: int = 1
@@ -77,10 +88,14 @@ class Settings:
     shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     seed: int = 0
     cache: Path = dataclasses.field(default_factory=default_cache)
+    resume: Path | None = None
+    inline_functions: bool = False
+    provenance: bool = True
 
     def __post_init__(self) -> None:
         self._check_goal()
         self._check_metric()
+        self._check_provider()
         if self.threads < 1:
             raise SettingsError(f"threads is {self.threads}; give 1 or more")
         if not 1 <= self.streams <= 256:
@@ -98,6 +113,8 @@ class Settings:
             raise SettingsError(
                 f"no precision is called '{self.precision}'{suggestion(self.precision, PRECISION_NAMES)}"
             )
+        if self.precision in ("fp16", "int8") and not self.verify_latency:
+            raise SettingsError(f"precision {self.precision} is chosen by timing here; give none, or verify_latency")
         if self.policy not in POLICY_NAMES:
             raise SettingsError(f"no policy is called '{self.policy}'{suggestion(self.policy, POLICY_NAMES)}")
 
@@ -115,6 +132,30 @@ class Settings:
             raise SettingsError(f"{goals[0]} and {goals[1]} are two goals; give one of them")
         if self.size is not None and self.policy != "knapsack":
             raise SettingsError(f"size is a goal of policy knapsack only, not of '{self.policy}'")
+
+    def _check_provider(self) -> None:
+        """Makes `provider` carry its options, so that a session takes them wherever the name goes."""
+        options = checked_options(self.provider_options)
+        if not self.verify_latency:
+            if self.provider not in (*PROVIDERS, *PROVIDERS.values()):
+                raise SettingsError(
+                    f"no execution provider is called '{self.provider}'{suggestion(self.provider, PROVIDERS)}"
+                )
+            for name in ("speedup", "require_speedup"):
+                if (getattr(self, name) or 1.0) > 1:
+                    raise SettingsError(f"{name} is measured; without verify_latency give another goal, or a size")
+        engines = None if self.cache.is_file() else self.cache / "tensorrt"
+        provider = Provider(
+            str(self.provider), options, fallback=self.cpu_fallback, here=self.verify_latency, folder=engines
+        )
+        if options and provider.short == "cpu":
+            raise SettingsError(
+                f"provider cpu takes no options, '{next(iter(options))}' was given; name another provider"
+            )
+        if not self.cpu_fallback and provider.short not in NVIDIA:
+            raise SettingsError(f"cpu_fallback says nothing for provider '{self.provider}'; give cuda or tensorrt")
+        object.__setattr__(self, "provider_options", options)
+        object.__setattr__(self, "provider", provider)
 
     def _check_metric(self) -> None:
         own = self.metric in METRIC_NAMES or self.metric.rpartition(":")[0].endswith(".py")

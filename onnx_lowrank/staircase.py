@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 TILE = 16
@@ -43,7 +44,11 @@ def right_edges(ms: Mapping[int, float], noise: float) -> dict[int, float]:
 
 
 def refine(ms: Mapping[int, float], dense: float, noise: float, allowed: Iterable[int]) -> tuple[int, ...]:
-    """Ranks to time next: multiples of 16 halfway between neighbouring edges where the curve rises steeply.
+    """Ranks to time next: multiples of 16 where the curve rises steeply behind an edge.
+
+    The step lies between the edge and the next larger multiple of 16 that is known to be slower; halving that
+    interval again and again finds it, also where it is the step of a whole wave of tiles and all ranks of a wave are
+    as fast as its last one.
 
     Args:
         ms: milliseconds by rank so far.
@@ -54,7 +59,34 @@ def refine(ms: Mapping[int, float], dense: float, noise: float, allowed: Iterabl
     edges = [(rank, time) for rank, time in right_edges(ms, noise).items() if time < dense]
     wanted, may = set(), set(allowed)
     for (low, fast), (high, slow) in itertools.pairwise(edges):
-        middle = (low + high) // 2 // TILE * TILE
-        if slow - fast > _BEND * dense and low < middle < high and middle not in ms and middle in may:
+        slower = min((r for r in ms if low < r < high and r % TILE == 0), default=high)
+        middle = (low + slower) // 2 // TILE * TILE
+        if slow - fast > _BEND * dense and low < middle < slower and middle not in ms and middle in may:
             wanted.add(middle)
     return tuple(sorted(wanted))
+
+
+def steps(ms: Mapping[int, float], noise: float) -> dict[str, object]:
+    """The edges of a measured staircase and the multiple that they share: which ranks the hardware rewards.
+
+    Args:
+        ms: milliseconds by rank.
+        noise: fraction within which two times are equal.
+
+    Returns:
+        `edges`: milliseconds by rank; `multiple`: greatest common divisor of the edges from one tile on that are a
+        step (the next known rank is slower by more than twice the noise), None when fewer than two are;
+        `flat`: the largest rank as fast as the smallest one, where launches decide and not the rank.
+    """
+    edges = right_edges(ms, noise)
+    known = sorted(ms)
+    stepped = [
+        rank
+        for rank in edges
+        if rank >= TILE
+        and any(ms[after] > ms[rank] * (1 + 2 * noise) for after in known if rank < after <= rank + TILE)
+    ]
+    first = min(known, default=0)
+    flat = max((r for r in known if all(ms[k] <= ms[first] * (1 + noise) for k in known if k <= r)), default=0)
+    multiple = math.gcd(*stepped) if len(stepped) > 1 else None
+    return {"edges": edges, "multiple": multiple, "flat": flat}

@@ -112,6 +112,8 @@ def _prospect(report: Report) -> str:
     plan, limit = report.plan, report.verdict.loss_limit
     within = f" within loss {limit:g}" if limit is not None else ""
     text = f"{len(plan.rewritten)} of {len(plan.decisions)} sites would be rewritten{within}"
+    if report.verdict.latency == "predicted":
+        return f"{text}: {report.verdict.reason}; nothing was timed."
     found = report.additivity
     if not found:
         return f"{text}."
@@ -202,7 +204,8 @@ def show_sweep(reports: Iterable[Report]) -> None:
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for report in reports:
         v = report.verdict
-        interval = f"{v.speedup.low:.2f}–{v.speedup.high:.2f}" if report else v.status
+        measured = v.latency == "measured"
+        interval = v.status if not report else f"{v.speedup.low:.2f}–{v.speedup.high:.2f}" if measured else "predicted"
         limit = "" if v.loss_limit is None else f"{v.loss_limit:g}"
         row = (limit, f"{v.loss:.2g}", f"{v.speedup.value:.2f}×", interval, _short(report.after.bytes))
         table.add_row(report.after.path, *row)

@@ -43,13 +43,17 @@ def interleave(
     seed: int,
     warmup: int = 2,
     min_rounds: int = 5,
+    warm_seconds: float = 0.0,
 ) -> Samples:
     """Time each of `runs` once a round, in a new random order every round.
 
-    Stops after `rounds`, or when `seconds` of wall time are gone and `min_rounds` were made.
+    Stops after `rounds`, or when `seconds` of wall time are gone and `min_rounds` were made. Before that, `warmup`
+    rounds and as many as `warm_seconds` hold are not timed: a card raises its clocks and looks for algorithms then.
     """
     rng = np.random.default_rng(seed)
-    for _ in range(warmup):
+    warm = time.perf_counter() + warm_seconds
+    while warmup > 0 or time.perf_counter() < warm:
+        warmup -= 1
         for run in runs:
             run()
     cpu: list[Array] = []

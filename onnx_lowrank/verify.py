@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import tempfile
@@ -17,28 +18,39 @@ from onnx_lowrank.columns import Column
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.prepare import Loaded
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.report import ModelFacts
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.stale import LOCK, discard_folders, disown, own
 from onnx_lowrank.timing import Ratio
 from onnx_lowrank.validation import Loss, References
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a file on disk is worth; one latency for every set of shapes. `columns` where a precision was made."""
+    """What a file on disk is worth; one latency for every set of shapes, or a ratio that was only predicted.
+
+    `columns` are there where a precision was made; `start` is what the first opening on a card took, where engines are
+    built.
+    """
 
     loss: float
     latency: tuple[Latency, ...]
     sample_losses: tuple[float, ...] = ()
     columns: tuple[Column, ...] = ()
+    predicted: float | None = None
+    start: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def faster(self) -> bool:
         """Whether every interval, which holds the noise of the control, lies above 1 and above the control's ratio.
 
-        Where a precision was made, the model in it must also be faster than the precision alone.
+        Of a machine that is not here: whether the ratio is predicted to. Where a precision was made, the model in it
+        must also be faster than the precision alone.
         """
+        if self.predicted is not None:
+            return self.predicted > 1
         if any(column.over is not None and column.over.low <= 1 for column in self.columns[3:]):
             return False
         return all(entry.ratio.low > max(1.0, entry.aa.value) for entry in self.latency)
@@ -46,22 +58,28 @@ class Measured:
     @property
     def speedup(self) -> Ratio:
         """The least ratio over the shapes."""
+        if self.predicted is not None:
+            return Ratio(self.predicted, self.predicted, self.predicted)
         return min((entry.ratio for entry in self.latency), key=lambda ratio: ratio.low)
 
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """A place beside OUT for a file of the same name; whatever is left there at the end is removed."""
+    discard_folders(out.parent, f".{glob.escape(out.name)}.*.staging")
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
+    owner = own(folder)
     try:
         yield folder / out.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        disown(owner)
 
 
 def publish(staged: Path, out: Path) -> None:
     """Move a verified model to its place, its data file first; each step is atomic."""
-    for path in sorted(staged.parent.iterdir(), key=lambda p: p.name == staged.name):
+    made = [path for path in staged.parent.iterdir() if path.name != LOCK]
+    for path in sorted(made, key=lambda p: p.name == staged.name):
         path.replace(out.parent / path.name)
     folder = os.open(out.parent, os.O_RDONLY)
     try:
@@ -71,15 +89,26 @@ def publish(staged: Path, out: Path) -> None:
 
 
 def measured(staged: Path, loaded: Loaded, references: References, settings: Settings) -> Measured:
-    """Loss and latency of a saved file against the original file."""
-    latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads)
+    """Loss and latency of a saved file against the original file; no latency where the machine is not here."""
+    start = _first_opening(staged, loaded, settings)
     counted = loss_of_file(staged, references, settings)
-    return Measured(counted.value(), latency, tuple(counted.per_sample))
+    timed = settings.verify_latency
+    latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads) if timed else ()
+    return Measured(counted.value(), latency, tuple(counted.per_sample), start=start)
+
+
+def _first_opening(staged: Path, loaded: Loaded, settings: Settings) -> dict[str, float]:
+    """Milliseconds to load a file and to run it once, before any of its engines is kept; on a card only."""
+    if not Provider.of(settings.provider).on_device:
+        return {}
+    feed, folder = loaded.feeds[0], loaded.file.folder
+    one = measure.opened(staged, feed, provider=settings.provider, threads=settings.threads, folder=folder)
+    return {"load_ms": one.load_ms, "first_run_ms": one.first_run_ms}
 
 
 def loss_of_file(staged: Path, references: References, settings: Settings) -> Loss:
     """Loss of a saved file."""
-    return references.loss(Session(staged, provider=settings.provider, threads=0))
+    return references.loss(Session(staged, provider=settings.provider, threads=0, purpose="verify"))
 
 
 def race_files(

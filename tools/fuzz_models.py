@@ -1,7 +1,8 @@
 """Random valid models: sites of every operator and type, and around them all that exporters put there.
 
-Weights are initializers, Constant nodes, behind Identity, Transpose, Cast or DequantizeLinear, listed as inputs, shared,
-sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and tied tables occur.
+Weights are initializers, Constant nodes, behind Identity, Transpose, Cast or DequantizeLinear, listed as inputs,
+shared, sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and tied
+tables occur.
 """
 
 from __future__ import annotations
