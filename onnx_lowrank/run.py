@@ -114,7 +114,7 @@ def start(
         rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
     dtypes = {site.geometry.dtype for site in loaded.sites}
     precision = check_precision(loaded.file.model, settings.precision, dtypes, loaded.file.bytes)
-    table = None if precision else _table(settings)
+    table = None if precision else latency_table(settings)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
     stages = _stages(loaded, settings)
@@ -134,7 +134,7 @@ def start(
     if precision is not None:
         scheme = plan.scheme if plan is not None else None
         lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
-    table = table or _table(settings, lowering)
+    table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
     run.warnings += _warnings(loaded, table)
@@ -158,7 +158,8 @@ def _stages(loaded: Loaded, settings: Settings) -> Stages:
     return Stages(settings.resume, key)
 
 
-def _table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:
+def latency_table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:
+    """The table of times for these settings, of a precision where one is made."""
     place, where = settings.cache, {"provider": settings.provider, "threads": settings.threads}
     return LatencyTable(place, **where, seed=settings.seed, lowering=lowering)  # type: ignore[arg-type]
 

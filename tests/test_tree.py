@@ -116,6 +116,7 @@ LEVELS: Final[dict[str, int]] = {
     "hardware": 6,
     "insitu": 6,
     "layers": 6,
+    "mixed": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
