@@ -119,6 +119,19 @@ def fusions(report: Json) -> Table | None:
     return _table("fusions", report.get("fusions"), columns)
 
 
+def fallback(report: Json) -> Table | None:
+    """Nodes that another provider ran, or that copy between host and device."""
+    rows = (report.get("environment") or {}).get("fallback")
+    columns = [
+        _text("node", "node"),
+        _text("op", "op"),
+        _text("on", "ran on"),
+        _text("why", "why"),
+        ("ms", "ms", _ms(rows, "ms")),
+    ]
+    return _table("fallback", rows, columns)
+
+
 def matrix(report: Json) -> Table | None:
     """Compared models against ways of timing: median and speed-up of each; None when there was one way."""
     known = timings(report) if "models" in report else []

@@ -37,6 +37,7 @@ class Fit:
         weight: N×K, what the factors approximate; None is the site's own weight.
         nested: the nested approximations of a 2-D convolution by their split, where they were asked for.
         metric: in which both are best; None is the plain one.
+        polished: better factors by kind, rank and inner rank, the corrected bias last.
         narrow: the same site on fewer channels of the layer that it reads, where it may be made narrower.
     """
 
@@ -47,6 +48,7 @@ class Fit:
     nested: Mapping[Split, Separable] = dataclasses.field(default_factory=dict)
     metric: Metric | None = None
     narrow: Narrow | None = None
+    polished: Mapping[tuple[str, int, int], tuple[Array, ...]] = dataclasses.field(default_factory=dict)
 
     def left(self, rank: int) -> Array:
         """The left factor at a rank, N×r."""
@@ -175,6 +177,8 @@ def factors(site: Site, fit: Fit, kind: Kind, rank: int, inner: int = 0) -> tupl
     Raises:
         ValueError: a nested kind for a site that was not fitted so.
     """
+    if (known := fit.polished.get((kind.name, rank, inner))) is not None:
+        return known
     if kind.split is None:
         return fitted(site, fit, rank)
     if kind.split not in fit.nested:

@@ -12,7 +12,7 @@ from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
 from onnx_lowrank.fragment import Fragment, Kind, parse_size, size_text
-from onnx_lowrank.ladders import Entry, axis, competing, rungs
+from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -96,7 +96,7 @@ def _entries(kind: Kind, geometry: Geometry, fit: Fit) -> list[Entry]:
         for j, rank in enumerate(outer)
         if kind.allows(geometry, rank, first)
     ]
-    return rungs(pairs, MAX_ERROR)
+    return rungs(pairs, LARGEST)
 
 
 def known_sizes(

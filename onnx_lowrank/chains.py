@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.consumers import ELEMENTWISE, aligned
+from onnx_lowrank.consumers import ELEMENTWISE, LONGEST, aligned
 from onnx_lowrank.fragment import Op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Index
@@ -27,6 +27,7 @@ class Broken(enum.Enum):
     SEVERAL = "more than one site reads its channels"
     MIXED = "an operator on the way reads more than one channel at a time, or reads channels in a subgraph"
     OPERAND = "a tensor that is not a constant for each channel enters on the way"
+    LONG = "more nodes lie on the way than are followed"
     LAYOUT = "the site that reads its channels sums over another axis"
 
 
@@ -98,6 +99,8 @@ def chain_after(graph: Graph, producer: Site, sites: Mapping[int, Site]) -> Chai
                 consumers[position, tensor] = sites[position]
             elif not _channelwise(graph, graph.protos[position], producer):
                 return Broken.MIXED
+            elif len(between) >= LONGEST:
+                return Broken.LONG
             elif position not in between:
                 between[position] = None
                 inside.add(graph.protos[position].output[0])

@@ -22,8 +22,10 @@ from onnx_lowrank.options import (
     DATA,
     GOAL,
     HOW,
+    INLINE,
     PATH,
     PREDICT,
+    RESUME,
     SHOW,
     WHAT,
     WHERE,
@@ -47,7 +49,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, CACHE, PREDICT, *SHOW)
+@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW)
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = split(given)
@@ -61,7 +63,7 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, CACHE, PREDICT, *SHOW)
+@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW)
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = split(given)
@@ -76,7 +78,7 @@ def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: 
 @cli.command()
 @click.argument("plan", type=PATH)
 @click.argument("model", type=PATH)
-@options(*WRITE, DATA, CACHE, PREDICT, *SHOW)
+@options(*WRITE, DATA, INLINE, CACHE, PREDICT, *SHOW)
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
     show, choices = split(given)
@@ -119,7 +121,7 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | No
 @options(
     click.option("-o", "--output", "folder", type=PATH, required=True, help="Folder for the models."),
     click.option("--losses", default="0.002,0.005,0.01,0.02,0.05", show_default=True, help="Limits, a model each."),
-    DATA, *HOW, *WHAT[:-1], *WHERE, CACHE, PREDICT, *SHOW,
+    DATA, *HOW, *WHAT[:-1], *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW,
 )  # fmt: skip
 def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
     """Write several models along the Pareto frontier of MODEL, from one calibration."""
@@ -163,7 +165,9 @@ def _interrupted(*_: Any) -> NoReturn:
 
 def run() -> int:
     """Parse and run; every error is one line and an exit code, a traceback only with -v."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, number), _interrupted)
     verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
     try:
         cli.main(standalone_mode=False)
@@ -185,6 +189,9 @@ def run() -> int:
         code = _report_error("out of memory; give smaller samples (--shape, --data)", 2, verbose)
     except OSError as fault:
         code = _report_error(f"{fault.filename or 'file system'}: {fault.strerror or fault}", 2, verbose)
+    except Exception as fault:
+        what = f"internal error, {type(fault).__name__}: {fault}"
+        code = _report_error(f"{what}; nothing was written; -v shows where, please report it", 2, verbose)
     return code
 
 

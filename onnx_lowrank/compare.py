@@ -159,11 +159,12 @@ def _parts(
     cold: list[dict[str, Any]] = []
     for entrant in entered.running:
         model = (names[id(entrant)], entrant.path)
-        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings))
+        cold += attempt("cold start", functools.partial(details.cold_starts, [model], feed, settings, 1.0))
     nodes: list[dict[str, Any]] = []
     fused: list[dict[str, Any]] = []
     attempt("profile by node", lambda: _profiles(entered, names, settings, nodes, fused))
-    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused}
+    facts = details.session_facts(settings)
+    return {"accuracy": [*tolerances, *noise], "cold": cold, "profile": nodes, "fusions": fused, "session": facts}
 
 
 def _profiles(

@@ -21,6 +21,9 @@ ELEMENTWISE = frozenset(
 
 _CHANNELWISE = frozenset(("MaxPool", "AveragePool"))
 
+LONGEST = 48
+"""Nodes between two sites: a residual stream goes on to the end of the model, and would be followed from every site."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
@@ -57,6 +60,8 @@ def readers(graph: Graph, site: Site, sites: Mapping[int, Site]) -> tuple[Reader
             if reached is None:
                 return ()
             between.append(node)
+            if len(between) > LONGEST:
+                return ()
             if node.output[0] not in image:
                 image[node.output[0]] = reached
                 waiting.append(node.output[0])

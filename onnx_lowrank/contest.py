@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank import measure, runtime
+from onnx_lowrank import measure, runtime, sessions
 from onnx_lowrank.data import Source
 from onnx_lowrank.errors import LowRankError, ModelError, RuntimeMissing, SettingsError
 from onnx_lowrank.files import ModelFile, read_model
@@ -199,6 +199,7 @@ def race(contest: Contest, configuration: Configuration, settings: Settings, cou
         seed=settings.seed,
         seconds=max(_SECONDS / count, _LEAST_SECONDS),
         streams=settings.streams,
+        short=sessions.THOROUGH,
     )
     for entrant, latency in zip(others, found, strict=True):
         entrant.latencies[-1] = latency

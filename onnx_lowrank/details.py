@@ -61,14 +61,19 @@ def noise_floor(path: Path, label: str, references: References, settings: Settin
     return rows
 
 
-def cold_starts(models: Sequence[tuple[str, Path]], feed: Feed, settings: Settings) -> list[dict[str, Any]]:
+def cold_starts(
+    models: Sequence[tuple[str, Path]], feed: Feed, settings: Settings, seconds: float = 0.0
+) -> list[dict[str, Any]]:
     """A row for each model with what a fresh process pays for it.
+
+    Args:
+        seconds: further processes are begun for so long; one is enough to say what a start costs about.
 
     Raises:
         ModelError: a child could not run one.
     """
     return [
-        {"model": label, **cold(path, feed, provider=settings.provider, threads=settings.threads)}
+        {"model": label, **cold(path, feed, provider=settings.provider, threads=settings.threads, seconds=seconds)}
         for label, path in models
     ]
 
@@ -83,13 +88,21 @@ def profile(model: onnx.ModelProto, feed: Feed, folder: Path, settings: Settings
 
 
 def node_rows(before: Profile, after: Profile, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Times by node of the original; of a very large graph the nodes that take most of the time."""
+    """Times by node of the original, the slowest first; of a very large graph only those."""
     rows = profiles.compared(before, after, kinds)
-    if len(rows) <= _MOST_ROWS:
-        return rows
-    weights = sorted((max(row["before_ms"] or 0, row["after_ms"] or 0) for row in rows), reverse=True)
-    least = weights[_MOST_ROWS - 1]
-    return [row for row in rows if max(row["before_ms"] or 0, row["after_ms"] or 0) >= least][:_MOST_ROWS]
+    return sorted(rows, key=lambda row: -max(row["before_ms"] or 0, row["after_ms"] or 0))[:_MOST_ROWS]
+
+
+def session_facts(settings: Settings) -> dict[str, Any]:
+    """How sessions were made for every timing, and the seed."""
+    return {
+        "intra_op_threads": settings.threads,
+        "inter_op_threads": 1,
+        "graph_optimization": "all",
+        "execution": "sequential",
+        "spinning": True,
+        "seed": settings.seed,
+    }
 
 
 def finite(values: Sequence[float]) -> list[float | None]:

@@ -37,6 +37,7 @@ def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
         "cold": attempt("cold start", lambda: details.cold_starts(models, loaded.feeds[0], settings)),
         "profile": nodes,
         "fusions": fusions,
+        "session": details.session_facts(settings),
     }
 
 

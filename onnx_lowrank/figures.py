@@ -29,7 +29,7 @@ def short(value: Any, digits: int = 3) -> str:
 
 def fixed(value: Any, decimals: int) -> str:
     """A number of a column, so that the decimal points of the column stand below each other."""
-    return f"{value:.{decimals}f}" if finite(value) else MISSING
+    return f"{round(value, decimals) + 0.0:.{decimals}f}" if finite(value) else MISSING  # no -0.00
 
 
 def decimals(values: Iterable[Any]) -> int:

@@ -25,6 +25,7 @@ from onnx_lowrank.tensors import (
     size_of,
     tensors_of,
 )
+from onnx_lowrank.unknown import copy_unknown
 from onnx_lowrank.wellformed import check_text
 
 __all__ = ["ModelFile", "check_output", "copy_model", "make_tensor", "read_model", "read_tensor", "write_model"]
@@ -232,6 +233,7 @@ def _copy_fields(source: Message, target: Message, without: frozenset[str]) -> N
             setattr(target, field.name, value)
         else:
             getattr(target, field.name).MergeFrom(value)
+    copy_unknown(source, target)
 
 
 def _refer(tensor: onnx.TensorProto, location: str, offset: int, size: int) -> None:

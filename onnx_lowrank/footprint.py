@@ -16,14 +16,17 @@ from onnx_lowrank.errors import ModelError, RuntimeMissing
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, Session, load
 
-_SECONDS, _MOST, _LIMIT = 0.8, 3, 600.0
+_MOST, _LIMIT = 3, 600.0
 
 
-def cold(path: Path, feed: Feed, *, provider: str, threads: int) -> dict[str, Any]:
+def cold(path: Path, feed: Feed, *, provider: str, threads: int, seconds: float) -> dict[str, Any]:
     """What a fresh process pays for a model: `load_ms`, `first_run_ms` (medians), `peak_bytes`, `base_bytes`.
 
     `base_bytes` is what the process takes before it loads the model: the interpreter and the runtime. Memory is null
-    where the system does not tell it. Short ones are repeated, up to three processes.
+    where the system does not tell it.
+
+    Args:
+        seconds: another process is begun for so long, up to three.
 
     Raises:
         ModelError: the child could not run the model.
@@ -42,7 +45,7 @@ def cold(path: Path, feed: Feed, *, provider: str, threads: int) -> dict[str, An
             "engines": str(Provider.of(provider).folder or ""),
             "threads": threads,
         }
-        while not found or (len(found) < _MOST and time.perf_counter() - since < _SECONDS):
+        while not found or (len(found) < _MOST and time.perf_counter() - since < seconds):
             found.append(_child(task))
     times = {key: float(np.median([one[key] for one in found])) for key in ("load_ms", "first_run_ms")}
     peak = [one["peak_bytes"] for one in found if one["peak_bytes"] is not None]

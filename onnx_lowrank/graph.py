@@ -48,10 +48,11 @@ class Graph:
     Args:
         model: external data not loaded.
         folder: where external data lies.
+        provenance: whether new nodes say in their metadata which pass made them, and of which site.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
-        self.model, self.folder = model, folder
+    def __init__(self, model: onnx.ModelProto, folder: Path, *, provenance: bool = True) -> None:
+        self.model, self.folder, self._provenance = model, folder, provenance
         self.protos: list[onnx.NodeProto] = list(model.graph.node)
         self.constants = Constants(model, folder)
         self._surgeon = gs.import_onnx(_skeleton(model))
@@ -63,6 +64,7 @@ class Graph:
         self._tensors: dict[str, Any] = dict(self._surgeon.tensors())
         self._names = all_names(model)
         self.outputs = {o.name for o in model.graph.output}
+        self.quantized = {a.tensor_name for a in model.graph.quantization_annotation}
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.names = unique_names(self.protos)
 
@@ -135,8 +137,9 @@ class Graph:
         if hasattr(proto, "metadata_props"):
             for old in self.protos[patch.nodes[0]].metadata_props:
                 proto.metadata_props.add(key=old.key, value=old.value)
-            proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
-            proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)
+            if self._provenance:
+                proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
+                proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)
         return proto
 
     def _check(self, patch: Patch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.graph import Graph
@@ -55,13 +55,20 @@ def by_site(times: Mapping[str, float], sites: Sequence[Site], ends: Mapping[str
         ends: sites by the tensors that may leave them.
     """
     found: dict[str, float] = {}
-    names = sorted((site.name for site in sites), key=len, reverse=True)
+    names = {site.name for site in sites}
     for node, ms in times.items():
         owner = ends.get(node.removesuffix("_nchwc")) if node.endswith("_nchwc") else None
-        owner = owner or next((name for name in names if node.startswith(f"{name}/")), None)
+        owner = owner or next((name for name in _prefixes(node) if name in names), None)
         if owner is not None:
             found[owner] = found.get(owner, 0.0) + ms
     return found
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """What stands before each `/`, the longest first."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def factors(

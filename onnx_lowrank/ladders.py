@@ -14,7 +14,9 @@ import numpy as np
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.staircase import TILE
 
-_RUNGS = 7
+_RUNGS = 8
+LARGEST = 0.2
+"""Error above which a pair of ranks is not timed: it takes many sites to spend so much, and rungs are few."""
 _AXIS = 16  # values of each rank that are looked at
 
 
@@ -51,7 +53,7 @@ def rungs(entries: Sequence[Entry], most_error: float, points: int = _RUNGS) -> 
     return [edge[i] for i in sorted({int(np.abs(work - w).argmin()) for w in wanted})]
 
 
-def competing(entries: Iterable[Entry], share: float = 0.6) -> list[Entry]:
+def competing(entries: Iterable[Entry], share: float = 0.8) -> list[Entry]:
     """The sizes that no other one beats: with no more error, at `share` of the multiply-adds.
 
     A size of a kind with two ranks has one node more, so for it no more multiply-adds are enough.

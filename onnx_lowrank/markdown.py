@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from onnx_lowrank import figures, verdicts, views
-from onnx_lowrank.timings import is_analysis
+from onnx_lowrank import breakdowns, figures, verdicts, views
+from onnx_lowrank.timings import is_analysis, model_names
 from onnx_lowrank.views import Table
 
 _TOP: Final = 10
@@ -19,17 +19,29 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts = [f"## {_plain(found.headline)}", _plain(found.subject), _plain(found.figures), _plain(found.where)]
     parts += [f"> **Warning:** {_plain(warning)}" for warning in verdicts.warnings(report)]
     if "models" in report:
+        named = zip(model_names(report), report["models"], strict=True)
+        parts += [f"> **{_plain(n)} could not be compared:** {_plain(r['error'])}" for n, r in named if r.get("error")]
         parts.append(_table(verdicts.compared(report)))
+        parts += _titled("Ways of timing", breakdowns.matrix(report))
+        parts += _titled(
+            f"Since {_plain((report.get('change') or {}).get('against') or '')}", breakdowns.change(report)
+        )
     else:
         if found.label != "analysis" and report.get("latency"):
             parts.append(_table(views.before_after(report)))
         parts += _sites(report)
+    parts += _titled("Outputs", breakdowns.accuracy(report))
+    parts += _titled("Fusions and data movement", breakdowns.fusions(report))
     rows = "\n".join(f"| {_plain(name)} | {_code(text)} |" for name, text in verdicts.environment(report))
     environment = f"| | |\n|:--|:--|\n{rows}"
     if report.get("command"):
         environment = f"{_code(report['command'])}\n\n{environment}"
     parts.append(f"<details><summary>Environment</summary>\n\n{environment}\n\n</details>")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _titled(title: str, table: Table | None) -> list[str]:
+    return [f"### {title}", _table(table)] if table is not None else []
 
 
 def _sites(report: Mapping[str, Any]) -> list[str]:

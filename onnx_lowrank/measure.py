@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -99,29 +100,29 @@ def race(
     seconds: float = 20.0,
     folder: Path | None = None,
     streams: int = 1,
+    short: float = sessions.SHORT,
 ) -> list[Latency]:
     """Time models turn about against the first, with the first twice as an A/A control.
 
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
-    On a card inputs and outputs stay there and every run ends when the card is done.
-    Every model is opened anew several times, so that the intervals hold what differs between sessions.
-    Returns one entry for every model after the first.
+    On a card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew
+    several times, so that the intervals hold what differs between sessions. Returns one entry for every model after the first.
 
     Args:
-        streams: above 1, the throughput of so many threads that run at the same time is measured too.
+        streams: above 1, the throughput of so many threads at the same time is measured too, on a card with transfers.
+        short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
 
     def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
         return lambda: opened(model, feed, provider=provider, threads=threads, folder=folder).run
 
-    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed)
+    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed, short=short)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        rates = throughput([opener(model)() for model in models], streams, seed=seed)
+        rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
         stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
-    moved = _transfers(opener(models[0])) if Provider.of(provider).on_device else {}
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -135,15 +136,23 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
-            transfers=moved,
+            transfers=_transfers(opener(models[0]), provider),
         )
-        for column in range(2, times.shape[1])
+        for column in range(2, len(stats) + 1)
     ]
 
 
-def _transfers(opener: sessions.Opener) -> dict[str, float]:
+def _plain(
+    model: Path | onnx.ModelProto, feed: Feed, provider: str, threads: int, folder: Path | None
+) -> Callable[[], object]:
+    """A run that several threads may make at once: a bound one has its outputs in one place."""
+    session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, purpose="verify")
+    return functools.partial(session.run, feed)
+
+
+def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
     """Milliseconds to move inputs and outputs; nothing where they are not bound."""
-    run = opener()
+    run = opener() if Provider.of(provider).on_device else None
     return run.transfers() if isinstance(run, Bound) else {}
 
 

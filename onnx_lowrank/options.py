@@ -72,7 +72,8 @@ WHERE_EACH = (
         metavar="N,…",
         help="Intra-op threads; 1,2 or repeated times with each [default: 1].",
     ),
-    *WHERE[2:],
+    PROVIDER_OPTION,
+    *WHERE[-4:],
 )
 BASELINE = (
     click.option("--brief", is_flag=True, help="Latency and loss only: no outputs, cold starts and times by node."),
@@ -110,6 +111,11 @@ HOW = (
     ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )
+INLINE = click.option(
+    "--inline-functions/--keep-functions",
+    default=None,
+    help="Rewrite inside model-local functions too, by inlining all of them [default: keep].",
+)
 CACHE = click.option(
     "--cache",
     type=PATH,
@@ -122,6 +128,9 @@ PREDICT = click.option(
     flag_value=False,
     default=None,
     help="Plan for a machine that is not here, with its table (--cache FILE): the latency is predicted, not measured.",
+)
+RESUME = click.option(
+    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
 )
 SHOW = (
     click.option(
@@ -138,6 +147,11 @@ WRITE = (
         "--external-data/--embedded-data",
         default=None,
         help="Weights beside the model or inside [default: as the model has them].",
+    ),
+    click.option(
+        "--provenance/--no-provenance",
+        default=None,
+        help="New nodes say in their metadata where they come from [default: provenance].",
     ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
 )

@@ -41,7 +41,8 @@ def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command:
             if not plan.rewritten:
                 break
             run.clock("verify", attempt, _GIVE_BACK_ROUNDS)
-            built = rewritten(file, run.loaded.sites, run.fits, plan.decisions)
+            kept = run.settings.provenance
+            built = rewritten(file, run.loaded.sites, run.fits, plan.decisions, provenance=kept)
             write_model(built, staged, folder=file.folder, external=external)
             found = measured(staged, run.loaded, run.references, run.settings)
             if not run.settings.verify_latency:

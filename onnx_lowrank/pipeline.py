@@ -18,8 +18,9 @@ from onnx_lowrank.prediction import predicted
 from onnx_lowrank.prepare import Progress
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
-from onnx_lowrank.run import Clock, start
+from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.stages import chosen, planned
 from onnx_lowrank.verify import facts, race_files
 
 
@@ -38,7 +39,7 @@ def analyze(
     """
     settings, clock = Settings.from_table(choices), Clock(progress)
     run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
+    plan = _planned(run, data)
     clock("verify", 0, 1)
     path = run.loaded.file.path
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
@@ -79,8 +80,8 @@ def optimize(
     settings, clock = Settings.from_table(choices), Clock(progress)
     out = Path(out)
     check_output(out, Path(model), in_place=in_place)
-    run = start(Path(model), data, settings, clock)
-    plan = decide_plan(run, _data_names(data))
+    run = start(Path(model), data, settings, clock, out=out)
+    plan = _planned(run, data)
     return finish(run, plan, out, external_data, command, give_back=True)
 
 
@@ -110,7 +111,7 @@ def apply(
     clock, out = Clock(progress), Path(out)
     check_output(out, Path(model), in_place=in_place)
     source = data if data is not None else list(plan.data) or None
-    run = start(Path(model), source, settings, clock, plan)
+    run = start(Path(model), source, settings, clock, plan, out)
     run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
@@ -147,13 +148,18 @@ def sweep(
         for out in outs:
             check_output(out, path, in_place=False)
         run = start(path, data, each[0], clock)
-        choices_of_sites = choose(run)
+        choices_of_sites = chosen(run, choose)
         reports = []
         for settings, out in zip(each, outs, strict=True):
             one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
             plan = decide_plan(one, _data_names(data), choices_of_sites)
             reports.append(finish(one, plan, out, external_data, command, give_back=True))
     return tuple(reports)
+
+
+def _planned(run: Run, data: Any) -> Plan:
+    names = _data_names(data)
+    return planned(run, names, lambda choices: decide_plan(run, names, choices), choose)
 
 
 @contextlib.contextmanager

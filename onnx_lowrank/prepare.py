@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.chains import disjoint_chains
-from onnx_lowrank.consumers import readers
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
+from onnx_lowrank.functions import inlined
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.importance import output_metrics
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.moments import MOST
@@ -66,6 +65,8 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     """
     progress("read", 0, 1)
     file = read_model(path)
+    if settings.inline_functions:
+        file = inlined(file)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)
@@ -133,23 +134,6 @@ def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Setti
         if run is None or any(math.prod(shape) == 0 for shape in run.output_shapes):
             return Why.NOT_EXECUTED
     return None
-
-
-def with_metrics(loaded: Loaded, settings: Settings, names: Collection[str] | None = None) -> Loaded:
-    """The same, with the metrics of the sites' outputs (of the named ones only, where names are given)."""
-    at = {site.nodes[0]: site for site in loaded.sites}
-    wanted = [site for site in loaded.sites if names is None or site.name in names]
-    found = [(site, readers(loaded.graph, site, at)) for site in wanted]
-    metrics = output_metrics(
-        loaded.file.model,
-        loaded.file.folder,
-        [(site, read) for site, read in found if read],
-        loaded.calibration,
-        bytes_of=lambda site: 4 * math.prod(loaded.runs[0][site.nodes[-1]].output_shapes[0]),
-        provider=settings.provider,
-        seed=settings.seed,
-    )
-    return dataclasses.replace(loaded, metrics=metrics)
 
 
 def calibrate(

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ _MADE = "made by the runtime"
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What the runtime ran: milliseconds (median of some runs) and operator by node, and the model's own operators."""
+    """What the runtime ran: milliseconds (least of some runs) and operator by node, and the model's own operators."""
 
     ms: Mapping[str, float]
     ops: Mapping[str, str]
     owners: Mapping[str, str]
     own: Mapping[str, str]
-    """Operator by name of the model's own nodes, in the order of the graph."""
+    """Operator by name of the model's own nodes, in the order of the graph; those of bodies come last."""
+    inner: frozenset[str] = frozenset()
+    """Operators of bodies, whose nodes may have no name."""
 
     def by_owner(self) -> dict[str, tuple[float, list[str]]]:
         """Milliseconds and operators by the node of the original that they stand for, else by operator."""
@@ -46,9 +49,16 @@ class Profile:
 
 
 def profile_model(
-    model: onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int = 5
+    model: onnx.ModelProto,
+    feed: Feed,
+    folder: Path,
+    *,
+    provider: str,
+    threads: int,
+    runs: int = 7,
+    seconds: float = 4.0,
 ) -> Profile:
-    """Run a model some times under the runtime's profiler, optimised as ever.
+    """Run a model some times under the runtime's profiler, optimised as ever; at least twice after the first.
 
     Raises:
         ModelError: it fails, or is too large.
@@ -61,11 +71,29 @@ def profile_model(
         session = Session(
             named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )
-        for _ in range(runs + 1):
+        end, made = time.perf_counter() + seconds, 0
+        while made <= runs and (made < 3 or time.perf_counter() < end):
             session.run(feed)
+            made += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
-    ms, ops = _kernels(events, runs + 1)
-    return Profile(ms, ops, owners(named), {node.name: node.op_type for node in named.graph.node})
+    ms, ops = _kernels(events, made)
+    inner = {node.name: node.op_type for node in _inner(named) if node.name}
+    known = {**{name: name for name in inner}, **owners(named)}
+    own = {**{node.name: node.op_type for node in named.graph.node}, **inner}
+    return Profile(ms, ops, known, own, frozenset(node.op_type for node in _inner(named)))
+
+
+def _inner(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of all bodies, of If, Loop, Scan and functions."""
+    queue = list(model.graph.node)
+    for function in model.functions:
+        queue += function.node
+        yield from function.node
+    while queue:
+        for attribute in queue.pop().attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.node
+                queue += graph.node
 
 
 def _kernels(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
@@ -76,8 +104,17 @@ def _kernels(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, 
         if event.get("cat") == "Node" and found and not suffix:
             times.setdefault(name, []).append(event["dur"] / 1e3)
             ops[name] = event.get("args", {}).get("op_name", "")
-    # The first run is cold; a node in a loop runs several times in each.
-    return {name: float(np.median(ms[1:] or ms)) * len(ms) / runs for name, ms in times.items()}, ops
+    return {name: _of_a_run(ms, runs) for name, ms in times.items()}, ops
+
+
+def _of_a_run(ms: Sequence[float], runs: int) -> float:
+    """Milliseconds in a run: the least of the warm ones, for others on the machine only ever add to it.
+
+    A node in a loop runs several times in each; one in a branch that is not always taken counts with its share.
+    """
+    if len(ms) % runs or len(ms) == runs == 1:
+        return float(np.median(ms)) * len(ms) / runs
+    return float(np.reshape(ms, (runs, -1)).sum(axis=1)[1:].min())
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -180,7 +217,7 @@ def _counted(ops: Sequence[str]) -> str:
 def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
     """Operators that the runtime made (fusions) or put in (Transpose, Cast, copies, changes of layout), by count."""
     old, new = _counts(before), _counts(after)
-    own = {*before.own.values(), *after.own.values()}
+    own = {*before.own.values(), *after.own.values(), *before.inner, *after.inner}
     rows = []
     for op in sorted({*old, *new}):
         moves = op in _MOVES
@@ -188,9 +225,16 @@ def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
             continue
         was, now = old.get(op, 0), new.get(op, 0)
         name = "data movement" if moves else "fusion"
-        change = "as before" if was == now else ("introduced" if moves else "gained") if now > was else "lost"
-        rows.append({"op": op, "what": name, "before": was, "after": now, "change": change})
+        rows.append({"op": op, "what": name, "before": was, "after": now, "change": _change(was, now, moves=moves)})
     return rows
+
+
+def _change(before: int, after: int, *, moves: bool) -> str:
+    if before == after:
+        return "as before"
+    if moves:
+        return ("introduced" if not before else "more") if after > before else ("removed" if not after else "fewer")
+    return "gained" if after > before else "lost"
 
 
 def _counts(profile: Profile) -> dict[str, int]:

@@ -5,11 +5,13 @@ the rewritten prefix and the original run side by side; the site's target is the
 disturbed one (ALGORITHMS §6: asymmetric reconstruction, arXiv 1505.06798; mixed target, PIFA-M, arXiv 2501.19090).
 Where the site's output is added to a residual stream, the target is the original's sum less the disturbed stream, so
 that the site also takes back what the stream has gone wrong by.
-No labels, no gradients.
+At the size that was chosen, nested factors are alternated, and where a ReLU alone reads the output, the last factor is
+fitted to what it lets through. No labels, no gradients.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.fragment import Split, split_width
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import MOST, rows
@@ -27,6 +30,7 @@ from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.patches import positions, unfolded
 from onnx_lowrank.plan import Decision
+from onnx_lowrank.polish import Seen, Task, polished
 from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.regression import JointMoments, towards
 from onnx_lowrank.rewrite import rewritten
@@ -41,6 +45,7 @@ _PASSES = (5, 8)  # over the data: least and most
 _GROUP_BYTES = 384 << 20
 _SAMPLES = 48  # at least, where there are so many
 _POSITIONS_PER_DIMENSION = 2
+_KEPT = 4096  # vectors to fit a last factor to what a ReLU lets through
 
 Group = tuple[Site, ...]
 
@@ -122,9 +127,26 @@ def refit(
     return known
 
 
+@dataclasses.dataclass
+class Collected:
+    """What one pass over the data says about a site: joint moments, and some vectors where a ReLU reads its output."""
+
+    moments: JointMoments
+    x: list[np.ndarray] = dataclasses.field(default_factory=list)
+    y: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def seen(self, site: Site) -> Seen | None:
+        """The vectors, with the mixed target."""
+        if not self.x:
+            return None
+        x, y = np.concatenate(self.x), np.concatenate(self.y).astype(np.float64)
+        linear = x @ site.weight.astype(x.dtype).T + site.bias_vector
+        return Seen(x, (1 - _SHARE) * linear + _SHARE * y)
+
+
 def _joint(
     loaded: Loaded, settings: Settings, fits: Fits, done: Sequence[Decision], group: Group, samples: int
-) -> dict[str, JointMoments]:
+) -> dict[str, Collected]:
     """Moments of the disturbed inputs with the targets, for every site of a group, in one pass."""
     file = loaded.file
     disturbed = [name for s in group for name in (s.x, *(s.joins or ())[1:])]
@@ -132,16 +154,28 @@ def _joint(
     prefix = with_outputs(rewritten(file, loaded.sites, fits, done), list(dict.fromkeys(disturbed)))
     whole = with_outputs(file.model, list(dict.fromkeys(wanted)))
     sessions = [Session(m, provider=settings.provider, threads=0, folder=file.folder) for m in (prefix, whole)]
-    found = {site.name: JointMoments(site.geometry.inputs, site.geometry.outputs) for site in group}
+    found = {site.name: Collected(JointMoments(site.geometry.inputs, site.geometry.outputs)) for site in group}
+    bent = {site.name for site in group if rectifies(loaded.graph, site)}
     rng = np.random.default_rng(settings.seed)
     for sample in itertools.islice(loaded.calibration, samples):
         x, y = (dict(zip(s.output_names, s.run(sample), strict=True)) for s in sessions)
         for site in group:
             target = y[site.joins[0]] - x[site.joins[1]] if site.joins else y[site.y]
             vectors = max(math.ceil(_POSITIONS_PER_DIMENSION * site.geometry.inputs / samples), 64)
+            pair, one = _pairs(site, x[site.x], target, vectors, rng), found[site.name]
             with blaming(site.x):
-                found[site.name].add(*_pairs(site, x[site.x], target, vectors, rng))
+                one.moments.add(*pair)
+            if site.name in bent:
+                step = max(len(pair[0]) * samples // _KEPT, 1)
+                one.x.append(pair[0][::step].copy())
+                one.y.append(pair[1][::step].copy())
     return found
+
+
+def rectifies(graph: Graph, site: Site) -> bool:
+    """Whether a ReLU alone reads a site's output."""
+    readers = graph.readers(site.y)
+    return len(readers) == 1 and site.y not in graph.outputs and graph.protos[readers[0]].op_type == "Relu"
 
 
 def _pairs(
@@ -159,17 +193,24 @@ def _pairs(
     return rows(x, axis), rows(y, -1)
 
 
-def _fit(site: Site, moments: JointMoments, decision: Decision, metric: Metric | None, before: Fit | None) -> Fit:
+def _fit(site: Site, found: Collected, decision: Decision, metric: Metric | None, before: Fit | None) -> Fit:
     """Factors of the moved weight; the channels of a layer keep their order, which stands on all samples."""
+    moments = found.moments
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
     linear = target @ moments.mean
     weighted = target if metric is None else metric.root @ target
+    kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
     nested: dict[Split, Separable] = {}
-    for split in (kind.split for kind in KINDS if kind.name == decision.kind and kind.split is not None):
-        width, most = split_width(site.geometry, split), decision.inner or decision.rank or 1
-        nested[split] = separable(weighted, second, moments.mean, width, moments.count, most)
+    size = (decision.rank or 1, decision.inner)
+    if kind is not None and kind.split is not None:
+        width, most = split_width(site.geometry, kind.split), size[1] or size[0]
+        nested[kind.split] = separable(weighted, second, moments.mean, width, moments.count, most)
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
-    return Fit(spectrum, moments.mean_y, linear, target, nested, metric, narrow)
+    fit = Fit(spectrum, moments.mean_y, linear, target, nested, metric, narrow)
+    if kind is None or (kind.split is None and not found.x):
+        return fit
+    task = Task(weighted, second, moments.mean, found.seen(site))
+    return dataclasses.replace(fit, polished={(kind.name, *size): polished(site, fit, kind, size, task)})

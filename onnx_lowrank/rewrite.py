@@ -74,13 +74,18 @@ def dense_patch(site: Site, made_by: str) -> Patch:
     return Patch(site.name, site.nodes, site.x, site.y, fragment, made_by)
 
 
-def rewritten(file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> onnx.ModelProto:
+def rewritten(
+    file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision], *, provenance: bool = True
+) -> onnx.ModelProto:
     """A new model with every decision carried out; the file's own ModelProto stays as it is.
+
+    Args:
+        provenance: see `Graph`.
 
     Raises:
         PassError: a patch that would break the graph.
     """
-    graph = Graph(file.model, file.folder)
+    graph = Graph(file.model, file.folder, provenance=provenance)
     for patch in patches(graph, sites, fits, decisions):
         graph.apply(patch)
     return graph.commit()

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.latency import LatencyTable, machine
+from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
-from onnx_lowrank.prepare import Loaded, Progress, calibrate, load, with_metrics
+from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
+from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
-from onnx_lowrank.runtime import Session
+from onnx_lowrank.runtime import Session, version
+from onnx_lowrank.saving import check_room
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import References
+from onnx_lowrank.weighing import with_metrics
 
 
 class Clock:
@@ -51,6 +56,7 @@ class Run:
     references: References
     clock: Clock
     table: LatencyTable
+    stages: Stages = dataclasses.field(default_factory=lambda: Stages(None, ""))
     frontier: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -67,14 +73,17 @@ class Run:
         return self.references.loss(session).value()
 
 
-def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None) -> Run:
+def start(
+    path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None, out: Path | None = None
+) -> Run:
     """Load, calibrate and run the original.
 
     Args:
+        out: where the result will go; there has to be room for it.
         plan: one that is replayed; only the sites that it rewrites are calibrated.
 
     Raises:
-        SettingsError: the plan is for another graph.
+        SettingsError: the plan is for another graph, or the disk is full.
     """
     if plan is None and not settings.verify_latency and not settings.cache.is_file():
         raise SettingsError(
@@ -82,6 +91,8 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
             "write it there with `cache export table.json` and give --cache table.json"
         )
     loaded = load(path, data, settings, clock)
+    if out is not None:
+        check_room(out, loaded.file.bytes)
     decided, rewritten_sites = None, None
     if plan is not None:
         check_matches(plan.decisions, loaded.sites)
@@ -92,13 +103,19 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
-    clock("weigh", 0, 1)
-    loaded = with_metrics(loaded, settings, rewritten_sites)
-    fits = calibrate(loaded, settings, clock, decided)
+    stages = _stages(loaded, settings)
+
+    def calibrated() -> tuple[Mapping[str, Metric], Fits]:
+        clock("weigh", 0, 1)
+        weighed = with_metrics(loaded, settings, rewritten_sites)
+        return weighed.metrics, calibrate(weighed, settings, clock, decided)
+
+    metrics, fits = stages.recall("fits", calibrated)
+    loaded = dataclasses.replace(loaded, metrics=metrics)
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    run = Run(loaded, settings, fits, references, clock, table)
+    run = Run(loaded, settings, fits, references, clock, table, stages)
     if loaded.shared:
         run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
     if loaded.source.synthetic:
@@ -106,6 +123,14 @@ def start(path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | 
     if table.given:
         run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
     return run
+
+
+def _stages(loaded: Loaded, settings: Settings) -> Stages:
+    """The stages that an earlier run of the same model, data and settings has finished."""
+    if settings.resume is None:
+        return Stages(None, "")
+    key = run_key(loaded.file.sha256, settings, loaded.source, f"{version()} numpy {np.__version__}")
+    return Stages(settings.resume, key)
 
 
 def unrepaired(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -52,7 +52,7 @@ def load() -> Any:
         raise RuntimeMissing(
             "onnxruntime and onnxruntime-gpu overwrite each other here; pip uninstall both, then install one of them"
         )
-    onnxruntime.set_default_logger_severity(4)  # it writes of missing libraries to stderr; they are named in an error
+    onnxruntime.set_default_logger_severity(4)  # it writes of missing libraries and of options that are merely set
     return onnxruntime
 
 
@@ -85,7 +85,7 @@ class Session:
     """A model that is ready to run on one execution provider.
 
     Args:
-        model: path of a file, or a ModelProto (its external data is looked for in `folder`).
+        model: path of a file, or a ModelProto (its external data is looked for in `folder`; that of a file beside it).
         provider: a name, or a `Provider` with its options.
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
@@ -126,7 +126,7 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if folder is not None:
+        if folder is not None and not isinstance(model, Path):  # a file has its data in its own folder
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
             options.enable_profiling = True

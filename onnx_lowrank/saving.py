@@ -11,8 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.stale import discard_files, lock
 
-__all__ = ["Part", "read_chunks", "write_bytes", "write_files"]
+__all__ = ["Part", "check_room", "read_chunks", "write_bytes", "write_files"]
+
+_PREFIX, _SUFFIX = ".onnx-lowrank-", ".tmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,11 @@ def write_files(parts: Sequence[Part]) -> int:
     out = parts[-1].target
     staged: list[tuple[Path, Path]] = []
     try:
-        _check_room(out, sum(part.size for part in parts))
+        check_room(out, sum(part.size for part in parts))
         for part in parts:
             if part.target.parent != out.parent:
                 part.target.parent.mkdir(parents=True, exist_ok=True)
+            discard_files(part.target.parent, f"{_PREFIX}*{_SUFFIX}")
             staged.append((_temporary(part.target), part.target))
             _write(*staged[-1], part.chunks)
         _replace(staged)
@@ -74,7 +78,12 @@ def write_files(parts: Sequence[Part]) -> int:
     return sum(part.size for part in parts)
 
 
-def _check_room(out: Path, needed: int) -> None:
+def check_room(out: Path, needed: int) -> None:
+    """Refuse to write `needed` bytes where there is no room for them.
+
+    Raises:
+        SettingsError: too little of the disk is free.
+    """
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise SettingsError(
@@ -83,11 +92,12 @@ def _check_room(out: Path, needed: int) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".onnx-lowrank-{secrets.token_hex(8)}.tmp")
+    return target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
 
 
 def _write(temporary: Path, target: Path, chunks: Iterable[bytes]) -> None:
     with temporary.open("xb") as file:
+        lock(file.fileno())
         for chunk in chunks:
             file.write(chunk)
         file.flush()
@@ -119,7 +129,7 @@ def _set_aside(target: Path) -> Path | None:
     """A second name for what `target` is now; None when it is nothing yet."""
     if not os.path.lexists(target):
         return None
-    aside = _temporary(target)
+    aside = _temporary(target).with_suffix(".old")
     try:
         os.link(target, aside, follow_symlinks=False)
     except (OSError, NotImplementedError):  # no hard links on this file system

@@ -102,23 +102,31 @@ def separable(weight: Array, covariance: Array, mean: Array, width: int, count: 
         count: patches that the moments stand on.
         ranks: most ranks that will be asked for.
     """
-    outputs = len(weight)
-    columns = weight.shape[1] // width
+    outputs, columns = len(weight), weight.shape[1] // width
     second = covariance.reshape(columns, width, columns, width)
     by_column = weight.reshape(outputs, columns, width)
     values, vectors = scipy.linalg.eigh(np.einsum("ajbj->ab", second) / width)
     root = np.sqrt(np.clip(values, values[-1] * _SMALLEST, None))
     whitened = (root[:, None] * vectors.T) @ by_column.transpose(1, 0, 2).reshape(columns, outputs * width)
     directions = scipy.linalg.eigh(whitened @ whitened.T)[1][:, ::-1][:, :ranks]
-    vertical = (directions.T / root) @ vectors.T  # reads a column's coordinates along the directions, unwhitened
-    half = np.tensordot(vertical, second, axes=1)
-    thin = len(vertical) * width
-    features = np.tensordot(half, vertical, axes=([2], [1])).transpose(0, 1, 3, 2).reshape(thin, thin)
-    cross = np.tensordot(half, by_column, axes=([2, 3], [1, 2])).reshape(thin, outputs)
+    first = (directions.T / root) @ vectors.T  # reads a column's coordinates along the directions, unwhitened
+    return nested_least_squares(weight, covariance, mean, width, count, first)
+
+
+def nested_least_squares(
+    weight: Array, covariance: Array, mean: Array, width: int, count: int, first: Array
+) -> Separable:
+    """The best second factors of given first ones (R×(K/w)); other arguments as of `separable`."""
+    outputs, (most, columns) = len(weight), first.shape
+    second = covariance.reshape(columns, width, columns, width)
+    half = np.tensordot(first, second, axes=1)
+    thin = most * width
+    features = np.tensordot(half, first, axes=([2], [1])).transpose(0, 1, 3, 2).reshape(thin, thin)
+    cross = np.tensordot(half, weight.reshape(outputs, columns, width), axes=([2, 3], [1, 2])).reshape(thin, outputs)
     lower = _lower(features, max(_RIDGE * float(np.trace(features)) / thin, np.finfo(np.float64).tiny))
     coordinates = scipy.linalg.solve_triangular(lower, cross, lower=True)
     power = float(np.sum((weight @ covariance) * weight))
-    return Separable(vertical, lower, coordinates, power, mean.reshape(columns, width), count)
+    return Separable(first, lower, coordinates, power, mean.reshape(columns, width), count)
 
 
 def _lower(features: Array, ridge: float) -> Array:

@@ -27,7 +27,9 @@ _LEAST_ROUNDS, _ROUNDS, _MOST_ROUNDS = 3, 9, 84
 """A group makes the least number whatever it takes, the middle one while time lasts, and the most when runs are so
 short that they take no time: 8 × 9 rounds allow a 90th percentile, 8 × 84 a 99th."""
 
-_SHORT = 0.4
+SHORT, THOROUGH = 0.05, 0.4
+"""Seconds that count as no time, in each group: of a verification, and of a comparison, where tails are looked at."""
+
 _YARDSTICK = bytes(1 << 18)
 
 
@@ -49,11 +51,12 @@ class Race:
         return np.round(times, 9), clock
 
 
-def race(openers: Sequence[Opener], *, seconds: float, seed: int) -> Race:
+def race(openers: Sequence[Opener], *, seconds: float, seed: int, short: float = THOROUGH) -> Race:
     """Time models turn about, in groups of fresh sessions that are opened in a random order.
 
     Args:
         seconds: of wall time for all groups with their loading; at least 3 groups of 3 rounds are made.
+        short: rounds beyond the ninth of a group are made for so many seconds.
     """
     rng = np.random.default_rng(seed)
     found: list[Samples] = []
@@ -61,13 +64,13 @@ def race(openers: Sequence[Opener], *, seconds: float, seed: int) -> Race:
     since = time.perf_counter()
     while len(found) < GROUPS and (len(found) < LEAST_GROUPS or time.perf_counter() - since < seconds):
         slice_end = since + seconds * (len(found) + 1) / GROUPS
-        found.append(_group(openers, rng, slice_end))
+        found.append(_group(openers, rng, slice_end, short))
         speed.append(_fixed_computation())
     samples = Samples(np.concatenate([s.cpu for s in found]), np.concatenate([s.wall for s in found]))
     return Race(samples, tuple(len(s.cpu) for s in found), tuple(round(s / min(speed), 4) for s in speed))
 
 
-def _group(openers: Sequence[Opener], rng: np.random.Generator, end: float) -> Samples:
+def _group(openers: Sequence[Opener], rng: np.random.Generator, end: float, short: float) -> Samples:
     runs: list[Callable[[], object]] = [_nothing] * len(openers)
     for index in rng.permutation(len(openers)):
         runs[index] = openers[index]()
@@ -77,7 +80,7 @@ def _group(openers: Sequence[Opener], rng: np.random.Generator, end: float) -> S
     begun = time.perf_counter()
     while len(cpu) < _MOST_ROUNDS:
         now = time.perf_counter()
-        enough = _LEAST_ROUNDS if now > end else _ROUNDS if now - begun > _SHORT else _MOST_ROUNDS
+        enough = _LEAST_ROUNDS if now > end else _ROUNDS if now - begun > short else _MOST_ROUNDS
         if len(cpu) >= enough:
             break
         one = timing.one_round(runs, rng)

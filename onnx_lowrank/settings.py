@@ -54,7 +54,10 @@ class Settings:
         samples: at most so many samples are read from the data.
         shapes: shapes by input name, of synthetic inputs and of every timing; several sets count equally.
         seed: of every random choice.
+        inline_functions: put the bodies of model-local functions in the place of their calls first.
+        provenance: whether new nodes say in their metadata (`onnx_lowrank.*`) where they come from.
         cache: folder of the measured latency tables.
+        resume: folder that keeps finished stages, so that a run that was cut off goes on from the last one.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -82,6 +85,9 @@ class Settings:
     shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     seed: int = 0
     cache: Path = dataclasses.field(default_factory=default_cache)
+    resume: Path | None = None
+    inline_functions: bool = False
+    provenance: bool = True
 
     def __post_init__(self) -> None:
         self._check_goal()

@@ -35,6 +35,13 @@ class Timing:
     stats: tuple[Mapping[str, Any], ...]
     ratios: tuple[Speedup, ...]
     control: Speedup | None
+    transfers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def moved(self) -> str:
+        """What it takes to move inputs and outputs, on a card; empty where nothing is moved."""
+        parts = [f"{key.removesuffix('_ms')} {figures.short(ms)} ms" for key, ms in self.transfers.items()]
+        return f"Transfers, in no other time: {', '.join(parts)}" if parts else ""
 
     @property
     def samples(self) -> tuple[list[float], ...]:
@@ -113,6 +120,7 @@ def _timing(
         stats=(first.get("before") or {}, *(e.get("after") or {} for e in entries)),
         ratios=tuple(s for s in speedups if s),
         control=_speedup("A/A control", first.get("aa_ratio", _middle(ends)), ends),
+        transfers=first.get("transfers") or {},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onnx_lowrank import figures
@@ -126,7 +126,7 @@ def compared(report: Json) -> Table:
                 words(name),
                 number(p50, figures.fixed(p50, decimals)),
                 number(ratio and ratio.value, figures.fixed(ratio and ratio.value, 3)),
-                words(figures.interval((ratio.low, ratio.high), 3) if ratio else ""),
+                number(ratio and ratio.low, figures.interval((ratio.low, ratio.high), 3) if ratio else figures.MISSING),
                 number(row.get("bytes"), figures.size(row.get("bytes"))),
                 number(row.get("parameters"), figures.count(row.get("parameters"))),
                 number(row.get("loss"), figures.loss(row.get("loss"))),
@@ -136,13 +136,25 @@ def compared(report: Json) -> Table:
     return Table("models", (Column("model", numeric=False), *(Column(n) for n in names)), tuple(rows))
 
 
+def _flat(facts: Json, head: str = "") -> Iterator[tuple[str, str]]:
+    """Facts with those of a card one by one; lists have a table of their own."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{key} ")
+        elif not isinstance(value, list):
+            yield f"{head}{key}", str(value)
+
+
 def environment(report: Json) -> list[tuple[str, str]]:
     """Machine, versions, data and files, as name and text."""
-    rows = [(key, str(value)) for key, value in (report.get("environment") or {}).items()]
+    rows = list(_flat(report.get("environment") or {}))
     found = report.get("verdict") or report
     rows += [(key, str(found[key])) for key in ("provider", "precision", "data", "samples", "metric") if key in found]
+    rows += [(key.replace("_", " "), str(value)) for key, value in (report.get("session") or {}).items()]
     for side in ("before", "after"):
         facts = (report.get("model") or {}).get(side) or {}
         rows += [(f"{side}, {key}", str(facts[key])) for key in ("path", "sha256") if facts.get(key)]
-    rows += [(f"model {i + 1}", str(row.get("path"))) for i, row in enumerate(report.get("models") or ())]
+    for i, row in enumerate(report.get("models") or (), 1):
+        rows.append((f"model {i}", str(row.get("path"))))
+        rows += [(f"model {i}, sha256", str(row["sha256"]))] if row.get("sha256") else []
     return rows

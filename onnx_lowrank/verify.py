@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from onnx_lowrank.providers import Provider
 from onnx_lowrank.report import ModelFacts
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.stale import LOCK, discard_folders, disown, own
 from onnx_lowrank.timing import Ratio
 from onnx_lowrank.validation import References
 
@@ -58,16 +60,20 @@ class Measured:
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """A place beside OUT for a file of the same name; whatever is left there at the end is removed."""
+    discard_folders(out.parent, f".{glob.escape(out.name)}.*.staging")
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
+    owner = own(folder)
     try:
         yield folder / out.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        disown(owner)
 
 
 def publish(staged: Path, out: Path) -> None:
     """Move a verified model to its place, its data file first; each step is atomic."""
-    for path in sorted(staged.parent.iterdir(), key=lambda p: p.name == staged.name):
+    made = [path for path in staged.parent.iterdir() if path.name != LOCK]
+    for path in sorted(made, key=lambda p: p.name == staged.name):
         path.replace(out.parent / path.name)
     folder = os.open(out.parent, os.O_RDONLY)
     try:

@@ -94,7 +94,15 @@ def latency(report: Json) -> Table:
             cells = [number(stats.get(k), _statistic_text(k, stats.get(k), decimals[k])) for k in keys]
             value = found.value if found else None
             ends = figures.interval((found.low, found.high), 3) if found else figures.MISSING
-            rows.append((words(timing.title), words(name), *cells, number(value, figures.fixed(value, 3)), words(ends)))
+            rows.append(
+                (
+                    words(timing.title),
+                    words(name),
+                    *cells,
+                    number(value, figures.fixed(value, 3)),
+                    number(found and found.low, ends),
+                )
+            )
     columns = (Column("timed with", numeric=False), Column("model", numeric=False))
     numbers = (*(Column(_statistic(k)) for k in keys), Column("speed-up"), Column("95 % interval"))
     return Table("latency", (*columns, *numbers), tuple(rows))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_lowrank.constants import is_constant_op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
@@ -86,17 +87,37 @@ def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
         return Why.MALFORMED
     name = _weight_name(graph, node)
     if name is None or graph.constants.is_sparse(name):
-        return Why.SPARSE if any(graph.constants.is_sparse(n) for n in node.input) else Why.WEIGHT_NOT_CONSTANT
+        return _not_constant(graph, node)
     return _chain_refusal(graph, graph.constants.chain(name) or [])
 
 
+def _not_constant(graph: Graph, node: onnx.NodeProto) -> Why:
+    if any(graph.constants.is_sparse(name) for name in node.input):
+        return Why.SPARSE
+    return Why.DEQUANTIZED if any(_dequantized(graph, name) for name in node.input) else Why.WEIGHT_NOT_CONSTANT
+
+
+def _dequantized(graph: Graph, name: str) -> bool:
+    """Whether a tensor is made of stored integers alone, maybe through Transpose and the like."""
+    for _ in range(8):
+        position = graph.producer(name) if name else None
+        node = None if position is None else graph.protos[position]
+        if node is None or not node.input:
+            return False
+        if node.op_type == "DequantizeLinear":
+            return graph.constants.chain(node.input[0]) is not None
+        if not is_constant_op(node):
+            return False
+        name = node.input[0]
+    return False
+
+
 def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
-    quantized = {a.tensor_name for a in graph.model.graph.quantization_annotation}
     if graph.constants.overridable.intersection(chain):
         return Why.OVERRIDABLE
     if graph.outputs.intersection(chain):
         return Why.IS_OUTPUT
-    if quantized.intersection(chain):
+    if graph.quantized.intersection(chain):
         return Why.QUANTIZED
     if any(len(graph.readers(name)) > 1 for name in chain):
         return Why.SHARED

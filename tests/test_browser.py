@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,50 @@ def test_sorting_and_filtering(browser: Browser, written: dict[str, Written]) ->
     assert logged == []
 
 
+SORTED = """table => [...table.tBodies[0].rows].map(r => [...r.cells].map(c => c.dataset.value ?? null))"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_column_of_every_table_sorts(browser: Browser, written: dict[str, Written], command: str) -> None:
+    page, logged, _ = opened(browser, written[command].path)
+    tables = page.locator("table.sortable")
+    assert tables.count() >= 5
+    for i in range(tables.count()):
+        table, heads = tables.nth(i), tables.nth(i).locator("th")
+        for column in range(heads.count()):
+            button = heads.nth(column).locator("button")
+            if not button.count():
+                continue
+            orders = []
+            for _ in range(2):
+                button.click()
+                rows = [row[column] for row in table.evaluate(SORTED)]
+                known = [value for value in rows if value is not None]
+                assert rows[: len(known)] == known, "what was not measured stands last"
+                orders.append((heads.nth(column).get_attribute("aria-sort"), known))
+            assert {order for order, _ in orders} == {"ascending", "descending"}
+            if "num" in (heads.nth(column).get_attribute("class") or ""):
+                for order, known in orders:
+                    numbers = [float(value) for value in known]
+                    assert numbers == sorted(numbers, reverse=order == "descending")
+    assert logged == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_parts_of_a_report_are_there(browser: Browser, written: dict[str, Written], command: str) -> None:
+    """With figures: a real run leaves no part unmeasured."""
+    page, _, _ = opened(browser, written[command].path)
+    parts = ["latency", "frontier", "accuracy", "profile", "environment"]
+    parts += ["sites", "staircases"] if command == "optimize" else []
+    for part in parts:
+        assert page.locator(f"#{part}").count() == 1
+        assert page.locator(f"nav a[href='#{part}']").count() == 1
+    assert page.locator(".missing").all_inner_texts() == []
+    axes = page.locator("svg.chart .axis").all_text_contents()
+    assert axes
+    assert all(re.search(r"ms|milliseconds|loss|rank|×", axis) for axis in axes)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_verdict_is_seen_without_scrolling(
@@ -106,7 +152,8 @@ def test_the_verdict_is_seen_without_scrolling(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_light_dark_and_print(browser: Browser, written: dict[str, Written], command: str, tmp_path: Path) -> None:
-    """Screenshots stay in pytest's temporary folder."""
+    """Screenshots stay in $ONNX_LOWRANK_ARTEFACTS, else in pytest's temporary folder."""
+    tmp_path = Path(os.environ.get("ONNX_LOWRANK_ARTEFACTS") or tmp_path)
     paper = {}
     colour = "getComputedStyle(document.body).backgroundColor"
     for scheme in ("light", "dark"):

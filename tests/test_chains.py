@@ -83,6 +83,8 @@ REFUSED = {
     "computed operand": (f"{MATRIX} {{ y = MatMul(x, u) k = Exp(x) r = Mul(y, k) z = MatMul(r, v) }}", Broken.OPERAND),
     "constant by row": (f"{MATRIX} {{ y = MatMul(x, u) r = Mul(y, m) z = MatMul(r, v) }}", Broken.OPERAND),
     "wrong axis": (f"{IMAGE} {{ y = Conv(x, s) r = Add(y, wide) z = Conv(r, t) }}", Broken.OPERAND),
+    "a long way": (f"{MATRIX} {{ r0 = MatMul(x, u) " + " ".join(f"r{i + 1} = Relu(r{i})" for i in range(60))
+         + " z = MatMul(r60, v) }", Broken.LONG),
     "transposed": (f"{MATRIX} {{ y = MatMul(x, u) r = Relu(y) z = Gemm <transA = 1> (r, l) }}", Broken.LAYOUT),
 }  # fmt: skip
 

@@ -140,12 +140,13 @@ def test_before_and_after_can_be_recomputed(written: dict[str, Written]) -> None
 def test_latency_can_be_recomputed(written: dict[str, Written]) -> None:
     data, page = written["optimize"].data, Page(written["optimize"].text)
     rows = iter(page.rows("latency"))
+    sides = [entry[side] for entry in data["latency"] for side in ("before", "after")]
+    keys = dict.fromkeys(k for side in sides for k, v in side.items() if isinstance(v, int | float))
     for entry in data["latency"]:
         for side in ("before", "after"):
-            stats = [v for v in entry[side].values() if isinstance(v, int | float)]
             cells = next(rows)[2:]
-            for cell, value in zip(cells[:-2], stats, strict=True):
-                check(cell, value)
+            for cell, key in zip(cells[:-2], keys, strict=True):
+                check(cell, entry[side].get(key))
             check(cells[-2], entry["ratio"] if side == "after" else None)
             ends = "{:.3f}–{:.3f}".format(*entry["ratio_ci"]) if side == "after" else "–"
             assert cells[-1][0] == ends
@@ -183,7 +184,8 @@ def test_the_small_tables_can_be_recomputed(written: dict[str, Written]) -> None
     assert {k: str(v) for k, v in data["environment"].items()}.items() <= said.items()
     assert said["after, sha256"] == data["model"]["after"]["sha256"]
     known = {"before-after", "latency", "pareto", "sites", "kept", "seconds", "environment", "dense"}
-    assert set(page.tables) <= known, "a table that no test recomputes"
+    details = {"accuracy", "cold", "profile", "fusions"}  # tests/test_details.py
+    assert set(page.tables) <= known | details, "a table that no test recomputes"
 
 
 def test_a_comparison_can_be_recomputed(written: dict[str, Written]) -> None:
@@ -195,7 +197,7 @@ def test_a_comparison_can_be_recomputed(written: dict[str, Written]) -> None:
         check(row[2], timed and timed["ratio"])
         for cell, key in zip(row[4:], ("bytes", "parameters", "loss"), strict=True):
             check(cell, model[key])
-    assert set(page.tables) == {"models", "latency", "environment"}
+    assert set(page.tables) - {"accuracy", "cold", "profile", "fusions"} == {"models", "latency", "environment"}
 
 
 @pytest.mark.parametrize("command", ["optimize", "analyze", "compare"])
@@ -239,7 +241,7 @@ def test_a_model_that_could_not_be_compared_leaves_the_rest(written: dict[str, W
     data = copy.deepcopy(written["compare"].data)
     data["models"].append({"path": "broken.onnx", "error": "not an ONNX model", "latency": None})
     page = html(data)
-    assert "broken.onnx: not an ONNX model" in page
+    assert "<strong>broken.onnx</strong> could not be compared: not an ONNX model" in page
     assert len(Page(page).rows("models")) == 4
 
 

@@ -70,7 +70,9 @@ def run(case: Case, seeds: range, quiet: bool) -> tuple[collections.Counter[str]
         try:
             counts[case(seed)] += 1
         except Exception as fault:  # whatever it is, it is what is looked for
-            where = " ".join(f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(fault.__traceback__)[-3:])
+            where = " ".join(
+                f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(fault.__traceback__)[-3:]
+            )
             failures.append(f"seed {seed}: {type(fault).__name__}: {' '.join(str(fault).split())[:200]} ({where})")
             print(failures[-1], file=sys.stderr, flush=True)
         if not quiet and done % 100 == 99:

@@ -31,7 +31,7 @@ LOCATIONS = ("../outside", "/etc/passwd", "", ".", "data\0", "c:\\x", "sub/../..
 NUMBERS = (-1, 0, 1, 7, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1)
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """What must never happen, in one line."""
 
 
@@ -134,7 +134,9 @@ def _unwire(model: onnx.ModelProto, rng: random.Random) -> None:
 def _operator(model: onnx.ModelProto, rng: random.Random) -> None:
     if nodes := list(model.graph.node):
         node = rng.choice(nodes)
-        node.op_type = rng.choice(["MatMul", "Conv", "Gemm", "Identity", "Transpose", "Cast", "Constant", "Nonsense", "If"])
+        node.op_type = rng.choice(
+            ["MatMul", "Conv", "Gemm", "Identity", "Transpose", "Cast", "Constant", "Nonsense", "If"]
+        )
         node.domain = rng.choice(["", "", "com.microsoft", "nowhere"])
 
 
@@ -183,7 +185,7 @@ def load(path: Path, folder: Path) -> str:
     """Everything that needs no runtime: read, survey, rewrite densely, write, copy. `refused` or `loaded`.
 
     Raises:
-        Wrong: a partial file, or several lines.
+        WrongError: a partial file, or several lines.
     """
     before = {p.name for p in folder.iterdir()}
     out = folder / "out.onnx"
@@ -201,13 +203,13 @@ def load(path: Path, folder: Path) -> str:
         copy_model(file, out)
     except LowRankError as fault:
         if out.exists() or "\n" in str(fault):
-            raise Wrong(f"refused, but not in one line or with a file: {fault}") from None
+            raise WrongError(f"refused, but not in one line or with a file: {fault}") from None
         return "refused"
     finally:
         out.unlink(missing_ok=True)
         (folder / "out.onnx.data").unlink(missing_ok=True)
         if left := {p.name for p in folder.iterdir()} - before:
-            raise Wrong(f"left behind: {left}")
+            raise WrongError(f"left behind: {left}")
     return "loaded"
 
 
@@ -215,7 +217,7 @@ def command(path: Path, words: Sequence[str]) -> str:
     """The command line on a file, in this process: its exit code.
 
     Raises:
-        Wrong: a traceback, another exit code than 0, 2, 3 and 4, several lines, or a partial file.
+        WrongError: a traceback, another exit code than 0, 2, 3 and 4, several lines, or a partial file.
     """
     out, error = path.with_name("out.onnx"), io.StringIO()
     argv = ["onnx-lowrank", "optimize", str(path), "-o", str(out), "-q", *words]
@@ -223,9 +225,9 @@ def command(path: Path, words: Sequence[str]) -> str:
         code = cli.run()
     said = error.getvalue()
     if code not in (0, 2, 3, 4) or "Traceback" in said or "internal error" in said:
-        raise Wrong(f"exit {code}: {said[-300:]}")
+        raise WrongError(f"exit {code}: {said[-300:]}")
     if code and (out.exists() or said.count("\n") > 1):
-        raise Wrong(f"exit {code} with a file or several lines: {said[-300:]}")
+        raise WrongError(f"exit {code} with a file or several lines: {said[-300:]}")
     if not code:
         read_model(out)
     out.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ import onnx
 import onnx_lowrank
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.files import read_model, write_model
-from onnx_lowrank.fragment import Kind
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.measure import parameters
 from onnx_lowrank.passes import KINDS
@@ -29,14 +28,15 @@ from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.protos import reads, subgraphs
 from onnx_lowrank.runtime import Session, profile
-from onnx_lowrank.sites import Geometry, Site
+from onnx_lowrank.sites import Site
 
 Array = npt.NDArray[Any]
+Made = tuple[tuple[Array, ...], Array]
 TOLERANCE = {"float32": 2e-4, "float16": 6e-2, "float64": 1e-6}
 """Of the largest output; a wrong rewrite is off by about as much as the outputs themselves."""
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """What must never happen, in one line."""
 
 
@@ -47,7 +47,7 @@ def check(seed: int, *, pipeline: bool) -> str:
         pipeline: send it through `optimize` too.
 
     Raises:
-        Wrong: an output that is off, a partial file, a lost node.
+        WrongError: an output that is off, a partial file, a lost node.
         Exception: anything else is a bug too.
     """
     model, feed = fuzz_models.make(seed)
@@ -58,7 +58,7 @@ def check(seed: int, *, pipeline: bool) -> str:
         write_model(model, path, folder=path.parent, external=external)
         file = read_model(path)
         if Graph(file.model, file.folder).commit().SerializeToString() != file.model.SerializeToString():
-            raise Wrong("a model without patches is not the same bytes")
+            raise WrongError("a model without patches is not the same bytes")
         if pipeline:
             _optimized(path, feed, rng)
         outcome = _rewritten(file.model, path.parent, feed, rng)
@@ -85,9 +85,10 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
     thin = _commit(model, folder, [patch for patch, _ in low])
     dense = _commit(model, folder, [patch for _, patch in low])
     _untouched(model, exact, sites)
-    small = all(min(k.max_rank(s.geometry) for k in KINDS if k.applies(s.geometry)) for s in sites)
-    if small and parameters(thin) > parameters(model) + sum(2 * s.geometry.outputs for s in sites):
-        raise Wrong(f"{parameters(thin)} parameters, {parameters(model)} before")
+    grown = sum(p.size for patch, _ in low for p in patch.fragment.constants.values())
+    dense_size = sum(s.weight.size + s.geometry.outputs for s in sites)
+    if parameters(thin) > parameters(model) + max(grown - dense_size, 0) + sum(s.geometry.outputs for s in sites):
+        raise WrongError(f"{parameters(thin)} parameters, {parameters(model)} before: a weight was left behind")
     if why:
         return "refused by the runtime"
     _same(model, exact, folder, feed, "full rank")
@@ -104,42 +105,80 @@ def _every_node_is_named(graph: Graph, count: int) -> None:
     inner = [n for node in graph.protos for body in subgraphs(node) for n in body.node]
     functions = sum(len(f.node) for f in graph.model.functions)
     if len(found.sites) + len(found.kept) < count + len(inner) + functions:
-        raise Wrong(f"{len(found.sites)} sites and {len(found.kept)} others of {count} nodes")
+        raise WrongError(f"{len(found.sites)} sites and {len(found.kept)} others of {count} nodes")
 
 
 def _factored(site: Site, rng: random.Random, *, full: bool) -> tuple[Patch, Patch]:
     """A patch of a random kind, and the one of the dense product of its factors."""
-    g, weight = site.geometry, site.weight.astype(np.float64)
-    for kind in _shuffled(g, rng):
+    g = site.geometry
+    kinds = [kind for kind in KINDS if kind.name in MAKERS and kind.applies(g)]
+    rng.shuffle(kinds)
+    for kind in kinds:
         rank = kind.full(g) if full else rng.randint(1, max(kind.max_rank(g), 1))
-        left, right, product = _separated(site, rank) if kind.separable else _low_rank(weight, rank)
-        if kind.name != "pivot" or (rank < g.outputs and kind.usable(g, left)):
+        factors, product = MAKERS[kind.name](site, rank, rng, full)
+        if kind.name != "pivot" or (rank < g.outputs and kind.usable(g, factors[0])):
             break
-    made, dense = kind.build(g, left, right, site.bias_vector), dense_fragment(g, product, site.bias_vector)
+    made, dense = kind.build(g, *factors, site.bias_vector), dense_fragment(g, product, site.bias_vector)
     return (Patch(site.name, site.nodes, site.x, site.y, made, kind.name),
             Patch(site.name, site.nodes, site.x, site.y, dense, kind.name))  # fmt: skip
 
 
-def _shuffled(geometry: Geometry, rng: random.Random) -> list[Kind]:
-    found = [kind for kind in KINDS if kind.applies(geometry)]
-    rng.shuffle(found)
-    return found
-
-
-def _low_rank(weight: Array, rank: int) -> tuple[Array, Array, Array]:
-    u, s, vt = np.linalg.svd(weight, full_matrices=False)
+def _low_rank(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
+    del rng, full
+    u, s, vt = np.linalg.svd(site.weight.astype(np.float64), full_matrices=False)
     left, right = u[:, :rank], s[:rank, None] * vt[:rank]
-    return left, right, left @ right
+    return (left, right), left @ right
 
 
-def _separated(site: Site, rank: int) -> tuple[Array, Array, Array]:
+def _columns(site: Site, rank: int) -> tuple[Array, Array]:
+    """Vertical filters r×C×kh and horizontal ones N×r×kw, exact at full rank."""
     g = site.geometry
     (kh, kw), c, n = g.kernel, g.channels, g.outputs
     across = site.weight.astype(np.float64).reshape(n, c, kh, kw).transpose(1, 2, 0, 3).reshape(c * kh, n * kw)
     u, s, vt = np.linalg.svd(across, full_matrices=False)
-    first, second = (u[:, :rank] * s[:rank]).T, vt[:rank].reshape(rank, n, kw).transpose(1, 0, 2).reshape(n, rank * kw)
-    product = np.einsum("rci,nrj->ncij", first.reshape(rank, c, kh), second.reshape(n, rank, kw))
-    return first, second, product.reshape(n, -1)
+    first = (u[:, :rank] * s[:rank]).T.reshape(rank, c, kh)
+    return first, vt[:rank].reshape(rank, n, kw).transpose(1, 0, 2)
+
+
+def _spatial(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
+    del rng, full
+    first, second = _columns(site, rank)
+    product = np.einsum("rci,nrj->ncij", first, second)
+    return (first.reshape(rank, -1), second.reshape(len(second), -1)), product.reshape(len(second), -1)
+
+
+def _asym3d(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
+    g = site.geometry
+    most = min(g.channels * g.kernel[0], g.outputs * g.kernel[1])
+    inner = most if full else rng.randint(1, most)
+    first, second = _columns(site, inner)
+    last = _mixing(g.outputs, rank, rng, full)
+    core = np.einsum("nr,nsj->rsj", last, second)
+    product = np.einsum("sci,rsj,nr->ncij", first, core, last)
+    return (first.reshape(inner, -1), core.reshape(rank, -1), last), product.reshape(g.outputs, -1)
+
+
+def _tucker(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
+    g = site.geometry
+    inner = g.channels if full else rng.randint(1, g.channels)
+    first, last = _mixing(g.channels, inner, rng, full).T, _mixing(g.outputs, rank, rng, full)
+    weight = site.weight.astype(np.float64).reshape(g.outputs, g.channels, *g.kernel)
+    core = np.einsum("ncij,sc,nr->rsij", weight, first, last)
+    product = np.einsum("sc,rsij,nr->ncij", first, core, last)
+    return (first, core.reshape(rank, -1), last), product.reshape(g.outputs, -1)
+
+
+def _mixing(size: int, rank: int, rng: random.Random, full: bool) -> Array:
+    """Orthonormal columns, size×rank; the identity at full rank."""
+    if full:
+        return np.eye(size)
+    return np.linalg.qr(np.random.default_rng(rng.getrandbits(32)).standard_normal((size, size)))[0][:, :rank]
+
+
+MAKERS = {
+    **dict.fromkeys(("svd", "conv_svd", "pivot"), _low_rank), "spatial": _spatial, "asym3d": _asym3d, "tucker": _tucker,
+}  # fmt: skip
+"""Factors of a kind, and the dense weight that they stand for."""
 
 
 def _commit(model: onnx.ModelProto, folder: Path, patches: list[Patch]) -> onnx.ModelProto:
@@ -154,36 +193,44 @@ def _untouched(before: onnx.ModelProto, after: onnx.ModelProto, sites: list[Site
     replaced = {position for site in sites for position in site.nodes}
     read = reads(after.graph, after.graph.node)
     old = [n for i, n in enumerate(before.graph.node) if i not in replaced]
-    old = [n for n in old if any(read[o] for o in n.output) or n.op_type not in ("Constant", "Cast", "Identity", "Transpose")]
-    new = [n.SerializeToString() for n in after.graph.node if not any(p.key == "onnx_lowrank.pass" for p in n.metadata_props)]
+    old = [
+        n
+        for n in old
+        if any(read[o] for o in n.output) or n.op_type not in ("Constant", "Cast", "Identity", "Transpose")
+    ]
+    new = [
+        n.SerializeToString()
+        for n in after.graph.node
+        if not any(p.key == "onnx_lowrank.pass" for p in n.metadata_props)
+    ]
     if set(new) - {n.SerializeToString() for n in before.graph.node}:
-        raise Wrong("a node that no patch touches is changed")
+        raise WrongError("a node that no patch touches is changed")
     if [n.SerializeToString() for n in old if n.SerializeToString() in set(new)] != new:
-        raise Wrong("nodes changed their order")
+        raise WrongError("nodes changed their order")
     if len(old) > len(new):
-        raise Wrong(f"{len(old) - len(new)} nodes are lost")
+        raise WrongError(f"{len(old) - len(new)} nodes are lost")
     for field in ("metadata_props", "opset_import", "functions", "ir_version", "producer_name", "doc_string"):
         if getattr(before, field) != getattr(after, field):
-            raise Wrong(f"{field} changed")
+            raise WrongError(f"{field} changed")
     for field in ("output", "sparse_initializer", "name", "doc_string"):
         if getattr(before.graph, field) != getattr(after.graph, field):
-            raise Wrong(f"the graph's {field} changed")
+            raise WrongError(f"the graph's {field} changed")
 
 
 def _same(before: onnx.ModelProto, after: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], what: str) -> None:
     old, new = (Session(m, folder=folder, optimize=False) for m in (before, after))
     if old.output_names != new.output_names:
-        raise Wrong(f"{what}: outputs {new.output_names}, {old.output_names} before")
+        raise WrongError(f"{what}: outputs {new.output_names}, {old.output_names} before")
     for name, y, z in zip(old.output_names, old.run(feed), new.run(feed), strict=True):
         if y.dtype != z.dtype or y.shape != z.shape:
-            raise Wrong(f"{what}: output {name} is {z.dtype}{z.shape}, {y.dtype}{y.shape} before")
+            raise WrongError(f"{what}: output {name} is {z.dtype}{z.shape}, {y.dtype}{y.shape} before")
         if y.dtype == object:
             off = float(not np.array_equal(y, z))
         else:
             wide = [a.astype(np.float64) for a in (y, z)]
             off = float(np.abs(wide[0] - wide[1]).max(initial=0.0) / max(np.abs(wide[0]).max(initial=0.0), 1.0))
         if not off <= TOLERANCE.get(y.dtype.name, 0.0):
-            raise Wrong(f"{what}: output {name} is off by {off:.2g} of {y.dtype}")
+            raise WrongError(f"{what}: output {name} is off by {off:.2g} of {y.dtype}")
 
 
 def _saved(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array]) -> None:
@@ -205,16 +252,16 @@ def _optimized(path: Path, feed: Mapping[str, Array], rng: random.Random) -> Non
             report = onnx_lowrank.optimize(path, out, data=data, cache=path.parent / "cache", max_loss=0.5)
     except LowRankError as fault:
         if "\n" in str(fault) or out.exists():
-            raise Wrong(f"refused, but not in one line or with a file: {fault}") from None
+            raise WrongError(f"refused, but not in one line or with a file: {fault}") from None
     else:
         Session(out)
         if report.verdict.status == "unchanged" and out.read_bytes() != path.read_bytes():
-            raise Wrong("unchanged, but other bytes")
+            raise WrongError("unchanged, but other bytes")
         out.unlink()
     shutil.rmtree(path.parent / "cache", ignore_errors=True)
     left = {p.name for p in path.parent.iterdir()} - before
     if left - {"out.onnx.data"}:
-        raise Wrong(f"left behind: {left}")
+        raise WrongError(f"left behind: {left}")
 
 
 def _varied(value: Array, rng: np.random.Generator) -> Array:

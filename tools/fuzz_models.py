@@ -1,7 +1,8 @@
 """Random valid models: sites of every operator and type, and around them all that exporters put there.
 
-Weights are initializers, Constant nodes, behind Identity, Transpose, Cast or DequantizeLinear, listed as inputs, shared,
-sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and tied tables occur.
+Weights are initializers, Constant nodes, behind Identity, Transpose, Cast or DequantizeLinear, listed as inputs,
+shared, sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and tied
+tables occur.
 """
 
 from __future__ import annotations
@@ -19,7 +20,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}
-FLAT = ("MatMul", "MatMul", "Gemm", "Gemm", "Left", "Bias", "Batched", "Function", "If", "Loop", "Scan", "Tied", "Fused")
+FLAT = (
+    "MatMul",
+    "MatMul",
+    "Gemm",
+    "Gemm",
+    "Left",
+    "Bias",
+    "Batched",
+    "Function",
+    "If",
+    "Loop",
+    "Scan",
+    "Tied",
+    "Fused",
+)
 IMAGES = ("Conv", "Conv", "ConvNorm", "Grouped", "Pool", "If")
 ANY = ("Add", "Relu", "Tanh", "Identity", "Computed", "Twice", "Shape")
 

@@ -73,6 +73,8 @@ def untouched(_: onnx.ModelProto) -> None:
 BRANCH = (
     "<then_branch = a () => (float[n, 2] p) { p = MatMul(x, w) }, else_branch = b () => (float[n, 2] q) { q = OP }>"
 )
+STORED = "int8[4, 2] q = {1, 2, 3, 4, 5, 6, 7, 8}, float s = {0.5}"
+KERNEL = "float[2, 2, 1] w = {1, 2, 3, 4}"
 ONE, EMPTY = "float[4] w = {1, 2, 3, 4}", "float[0, 2] w = {}"
 SPATIAL = "float[n, 4, 5] x"
 CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] = [
@@ -97,6 +99,25 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
     (Why.SPARSE, MATMUL, {}, sparse),
     (Why.DTYPE, MATMUL, {"weights": "int32[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}"}, untouched),
     (Why.DTYPE, "v = Cast <to = 6> (w)\n y = MatMul(x, v)", {}, untouched),
+    (Why.DEQUANTIZED, f"w = DequantizeLinear(q, s)\n {MATMUL}", {"weights": STORED}, untouched),
+    (
+        Why.DEQUANTIZED,
+        "v = DequantizeLinear(q, s)\n w = Identity(v)\n y = MatMul(x, w)",
+        {"weights": STORED},
+        untouched,
+    ),
+    (
+        Why.WEIGHT_NOT_CONSTANT,
+        "p = QuantizeLinear(x, s)\n w = DequantizeLinear(p, s)\n y = MatMul(x, w)",
+        {"weights": STORED},
+        untouched,
+    ),
+    (Why.MALFORMED, "y = MatMul(x)", {}, untouched),
+    (Why.MALFORMED, "y = Gemm <transB = 1.0> (x, w)", {}, untouched),
+    (Why.MALFORMED, "y = Gemm(x, w)", {"weights": ONE}, untouched),
+    (Why.MALFORMED, "y = Conv <pads = [1, 1, 1]> (x, w)", {"weights": KERNEL}, untouched),
+    (Why.MALFORMED, "y = Conv <strides = [0]> (x, w)", {"weights": KERNEL}, untouched),
+    (Why.MALFORMED, 'y = Conv <auto_pad = "SAME"> (x, w)', {"weights": KERNEL}, untouched),
     (Why.NOT_FINITE, MATMUL, {"weights": ONE}, filled(np.nan)),
     (Why.NOT_FINITE, MATMUL, {"weights": ONE}, filled(-np.inf)),
     (Why.EMPTY, MATMUL, {"weights": EMPTY}, untouched),

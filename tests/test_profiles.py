@@ -1,0 +1,113 @@
+"""Nodes that the runtime ran, told apart by the node of the original that they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from onnx_lowrank import profiles
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.profiles import Profile, owners, profile_model, with_names
+
+CONV = """<ir_version: 8, opset_import: ["" : 17]>
+conv (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) <float[16, 16, 1, 1] w> {
+    c = Conv(x, w)
+    y = Relu(c)
+}"""
+
+
+def conv_model() -> onnx.ModelProto:
+    text = CONV.replace("float[16, 16, 1, 1] w>", f"float[16, 16, 1, 1] w = {{{', '.join(['0.5'] * 256)}}}>")
+    return parser.parse_model(text)
+
+
+def test_a_convolution_is_found_behind_what_was_fused_into_it(tmp_path: Path) -> None:
+    feed = {"x": np.ones((1, 16, 8, 8), np.float32)}
+    found = profile_model(conv_model(), feed, tmp_path, provider="cpu", threads=1, runs=2)
+    times = found.by_owner()
+    assert "Conv → c" in times
+    assert "Relu → y" not in times or times["Relu → y"][1] == ["Relu"]
+    assert all(ms > 0 for ms, _ in times.values())
+
+
+def test_unnamed_and_repeated_nodes_get_names_of_their_own() -> None:
+    model = conv_model()
+    names = [node.name for node in with_names(model).graph.node]
+    assert names == ["Conv → c", "Relu → y"]
+    assert [node.name for node in model.graph.node] == ["", ""]
+    for node in model.graph.node:
+        node.name = "same"
+    assert [node.name for node in with_names(model).graph.node] == ["same", "Relu → y"]
+    model.graph.node[1].name = "other"
+    assert with_names(model) is model
+
+
+def test_factors_belong_to_their_site() -> None:
+    model = with_names(conv_model())
+    model.graph.node[0].metadata_props.add(key="onnx_lowrank.site", value="site")
+    model.graph.node[0].metadata_props.add(key="onnx_lowrank.pass", value="svd")
+    known = owners(model)
+    assert known["Conv → c"] == known["c_nchwc"] == known["y_nchwc"] == "site"
+    assert profiles.kinds(model) == {"site": "svd"}
+    assert profiles.owner_of("Conv → c/fused/2", known) == "site"
+    assert profiles.owner_of("ReorderInput_3", known) is None
+
+
+def made(ms: dict[str, float], ops: dict[str, str], own: dict[str, str], to: dict[str, str] | None = None) -> Profile:
+    return Profile(ms, ops, to or {name: name for name in own}, own)
+
+
+BEFORE = made({"a": 3.0, "b": 1.0}, {"a": "FusedConv", "b": "Relu"}, {"a": "Conv", "r": "Relu", "b": "Relu"})
+AFTER = made(
+    {"a/0": 0.5, "a/1": 0.7, "b": 1.0, "t": 0.1, "ReorderInput": 0.2},
+    {"a/0": "Conv", "a/1": "Conv", "b": "Relu", "t": "Transpose", "ReorderInput": "ReorderInput"},
+    {"a/0": "Conv", "a/1": "Conv", "b": "Relu", "t": "Transpose"},
+    {"a/0": "a", "a/1": "a", "b": "b", "t": "t"},
+)
+
+
+def test_milliseconds_before_and_after_by_node_of_the_original() -> None:
+    rows = {row["node"]: row for row in profiles.compared(BEFORE, AFTER, {"a": "svd"})}
+    assert list(rows) == ["a", "b", "ReorderInput", "t"]
+    assert (rows["a"]["before_ms"], rows["a"]["after_ms"], rows["a"]["choice"]) == (3.0, 1.2, "svd")
+    assert (rows["a"]["ran_before"], rows["a"]["ran_after"]) == ("FusedConv", "2 Conv")
+    assert rows["t"] | {"choice": None} == {
+        "node": "t", "op": "Transpose", "choice": None, "before_ms": None, "after_ms": 0.1,
+        "ran_before": None, "ran_after": "Transpose",
+    }  # fmt: skip
+    assert rows["ReorderInput"]["op"] == "made by the runtime"
+
+
+def test_fusions_lost_and_data_movement_introduced() -> None:
+    found = {
+        row["op"]: (row["what"], row["before"], row["after"], row["change"]) for row in profiles.fusions(BEFORE, AFTER)
+    }
+    assert found == {
+        "FusedConv": ("fusion", 1, 0, "lost"),
+        "ReorderInput": ("data movement", 0, 1, "introduced"),
+        "Transpose": ("data movement", 0, 1, "introduced"),
+    }
+
+
+def test_a_model_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "MOST_BYTES", 10)
+    with pytest.raises(ModelError, match="too large"):
+        profile_model(conv_model(), {}, tmp_path, provider="cpu", threads=1)
+
+
+def test_operators_of_bodies_are_the_models_own(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (bool c, float[2] x) => (float[2] y) {
+            y = If (c) <then_branch = t () => (float[2] a) { a = Softsign(x) },
+                        else_branch = e () => (float[2] b) { b = Neg(x) }>
+        }"""
+    )
+    feed = {"c": np.array(True), "x": np.ones(2, np.float32)}
+    found = profile_model(model, feed, tmp_path, provider="cpu", threads=1, runs=2)
+    assert "Softsign" in found.ops.values()
+    assert profiles.fusions(found, found) == []

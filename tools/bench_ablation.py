@@ -1,0 +1,94 @@
+"""What each kind and the refit are worth on zoo models: figures for docs/benchmarks/ablation.json.
+
+python tools/bench_ablation.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.04
+
+ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model, of every rank that
+any kind could take; then a plan is made with everything, with one kind left out in turn, and without the refit. Each
+is built and saved, and the loss of the saved file measured on held-out data. All saved models are timed turn about
+with the original in one process, so that their ratios can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank import measure
+from onnx_lowrank.allocate import Choices
+from onnx_lowrank.files import write_model
+from onnx_lowrank.planning import choose, decide_plan
+from onnx_lowrank.report import environment
+from onnx_lowrank.run import Clock, Run, start
+from onnx_lowrank.runtime import Session
+from onnx_lowrank.settings import KIND_NAMES, Settings
+
+EVERYTHING, REFIT = "everything", "refit"
+
+
+def without(choices: Sequence[Choices], kind: str) -> list[Choices]:
+    """The same choices with one kind left out."""
+    return [
+        dataclasses.replace(
+            choice,
+            candidates=tuple(c for c in choice.candidates if c.kind != kind),
+            timed=tuple(c for c in choice.timed if c.kind != kind),
+        )
+        for choice in choices
+    ]
+
+
+def used(choices: Sequence[Choices]) -> list[str]:
+    """The kinds that any site could take."""
+    found = {candidate.kind for choice in choices for candidate in choice.candidates}
+    return [kind for kind in KIND_NAMES if kind in found]
+
+
+def plan_without(run: Run, choices: Sequence[Choices], left_out: str, path: Path) -> dict[str, Any]:
+    """Plan, build and save; one row with the loss of the saved file."""
+    settings = dataclasses.replace(run.settings, refit=left_out != REFIT)
+    one = dataclasses.replace(run, settings=settings, frontier=[], warnings=[])
+    plan = decide_plan(one, (), without(choices, left_out))
+    write_model(one.build(plan.decisions), path, folder=run.loaded.file.folder, external=False)
+    kinds: dict[str, int] = {}
+    for decision in plan.rewritten:
+        kinds[str(decision.kind)] = kinds.get(str(decision.kind), 0) + 1
+    loss = run.references.loss(Session(path, threads=0)).value()
+    return {"left_out": left_out, "loss": loss, "sites": len(plan.decisions), "kinds": kinds}
+
+
+def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
+    """One row for everything and for each thing left out: loss, speed-up with its interval, sites by kind."""
+    run = start(model, str(model.with_suffix(".npz")), Settings(max_loss=limit), Clock(lambda *_: None))
+    every = dataclasses.replace(run, settings=dataclasses.replace(run.settings, policy="flops"))  # no rank is left out
+    choices = choose(every)
+    rows, paths = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for left_out in (EVERYTHING, REFIT, *used(choices)):
+            paths.append(Path(folder, f"{left_out}.onnx"))
+            rows.append({"model": model.stem, "limit": limit} | plan_without(run, choices, left_out, paths[-1]))
+            print(rows[-1], flush=True)
+        raced = measure.race([model, *paths], run.loaded.feeds[0], provider="cpu", threads=1, seed=0, seconds=120.0)
+    for row, timed in zip(rows, raced, strict=True):
+        row |= {"ratio": timed.ratio.value, "ratio_ci": [timed.ratio.low, timed.ratio.high]}
+        row |= {"aa_ratio_ci": [timed.aa.low, timed.aa.high], "runs": timed.before["runs"]}
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Run the models, write the JSON after each."""
+    folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+    table: dict[str, Any] = {"environment": environment(), "rows": []}
+    for word in sys.argv[3:]:
+        name, _, limit = word.partition("=")
+        table["rows"] += rows_of(folder / f"{name}.onnx", float(limit))
+        target.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Kill `optimize` at random times: OUT is never partial, and `--resume` gives the bytes of an undisturbed run.
+
+    tools/kill_test.py --kills 100 --seed 0
+
+A run on a small model is ended by SIGKILL, SIGTERM or SIGINT after a random part of its time; OUT must then be absent,
+the previous one, or complete. A second run with the same --resume folder must write the very bytes of the undisturbed
+run and leave nothing else. Latency tables are kept, so that all runs choose the same plan. Prints the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+PREVIOUS = b"the previous one"
+
+
+def save_model(path: Path, layers: int = 3, width: int = 384) -> None:
+    """Dense layers of exact rank 16, with their weights in a data file, and samples beside it."""
+    rng, nodes, tensors, name = np.random.default_rng(0), [], [], "x"
+    for i in range(layers):
+        weight = rng.standard_normal((width, 16)) @ rng.standard_normal((16, width)) / width
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"w{i}"))
+        nodes += [helper.make_node("MatMul", [name, f"w{i}"], [f"t{i}"], name=f"layer{i}"),
+                  helper.make_node("Relu", [f"t{i}"], [f"y{i}"])]  # fmt: skip
+        name = f"y{i}"
+    ends = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", width]) for n in ("x", name)]
+    graph = helper.make_graph(nodes, "wide", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    np.savez(path.with_suffix(".npz"), x=rng.standard_normal((12, 32, width)).astype(np.float32))
+
+
+def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """`optimize` in a folder of its own."""
+    command = [sys.executable, "-m", "onnx_lowrank", "optimize", "../wide.onnx", "-o", "out.onnx", "-d", "../wide.npz"]
+    command += ["--cache", "cache", "-q", "--max-loss", "0.001", *more]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # Jobs that a shell starts in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def made(folder: Path) -> tuple[bytes, bytes]:
+    """The model file and its data file, empty where there is none."""
+    paths = (folder / "out.onnx", folder / "out.onnx.data")
+    return tuple(p.read_bytes() if p.exists() else b"" for p in paths)  # type: ignore[return-value]
+
+
+def kill_once(root: Path, whole: tuple[bytes, bytes], seconds: float, rng: random.Random) -> str:
+    """One kill and one resumption.
+
+    Raises:
+        AssertionError: a partial OUT, other bytes, or something left behind.
+    """
+    folder = Path(tempfile.mkdtemp(dir=root))
+    shutil.copytree(root / "cache", folder / "cache")
+    if before := rng.random() < 0.5:
+        (folder / "out.onnx").write_bytes(PREVIOUS)
+    process, number = begin(folder, "--resume", "stages"), rng.choice(SIGNALS)
+    time.sleep(rng.uniform(0, seconds))
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert "Traceback" not in said, said
+    assert made(folder)[0] in (PREVIOUS if before else b"", whole[0]), "OUT is neither the old one nor complete"
+    assert made(folder)[0] != whole[0] or made(folder) == whole, "OUT without its data"
+    stages = len(list(folder.glob("stages/*.npz")))
+    time.sleep(1.1)  # what is younger than a second is nobody's to remove
+    process = begin(folder, "--resume", "stages")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
+    assert made(folder) == whole, f"other bytes after {stages} stages"
+    left = {p.name for p in folder.iterdir()} - {"out.onnx", "out.onnx.data", "cache", "stages"}
+    left |= {p.name for p in folder.glob("stages/.*")} | {p.name for p in folder.glob("cache/.*")}
+    assert not left, f"left behind: {left}"
+    shutil.rmtree(folder)
+    return f"{signal.Signals(number).name} after {stages} stages"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    given = parser.parse_args()
+    rng, counts, failures = random.Random(given.seed), collections.Counter[str](), []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
+        root = Path(scratch)
+        save_model(root / "wide.onnx")
+        for turn in range(2):  # the second one finds its latency table, as all others will
+            undisturbed = root / f"undisturbed{turn}"
+            undisturbed.mkdir()
+            if turn:
+                shutil.copytree(root / "cache", undisturbed / "cache")
+            start = time.perf_counter()
+            process = begin(undisturbed)
+            assert process.wait(600) == 0, process.communicate()[1]
+            seconds = time.perf_counter() - start
+            shutil.copytree(undisturbed / "cache", root / "cache", dirs_exist_ok=True)
+        whole = made(undisturbed)
+        for kill in range(given.kills):
+            try:
+                counts[kill_once(root, whole, seconds, rng)] += 1
+            except AssertionError as fault:
+                failures.append(f"kill {kill}: {fault}")
+                print(failures[-1], file=sys.stderr, flush=True)
+    result = {
+        "kills": given.kills, "seed": given.seed, "seconds": round(time.perf_counter() - began, 1),
+        "undisturbed_seconds": round(seconds, 2), "outcomes": dict(sorted(counts.items())), "failures": failures,
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if given.json is not None:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
