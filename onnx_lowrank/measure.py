@@ -106,7 +106,7 @@ def race(
 
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
     On a card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew
-    several times, so that the intervals hold what differs between sessions. Returns one entry for every model after the first.
+    several times, so that the intervals hold what differs between sessions. One entry for each model after the first.
 
     Args:
         streams: above 1, the throughput of so many threads at the same time is measured too, on a card with transfers.
