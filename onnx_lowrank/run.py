@@ -129,11 +129,8 @@ def start(
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    lowering: Lowering | None = None
-    ways: tuple[Way, ...] = ()
-    if precision is not None:
-        scheme = plan.scheme if plan is not None else None
-        lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
+    scheme = plan.scheme if plan is not None else None
+    lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
     table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
