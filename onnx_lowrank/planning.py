@@ -71,9 +71,9 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
 def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[Refit, ...]]:
     """Repair the factors; where the loss is the goal, spend what that wins on a faster plan."""
     if run.settings.speedup is not None or run.settings.size is not None:
-        found = repaired(run, decisions)
+        found = repaired(run, decisions, choices)
     else:
-        found = spent(run, decisions, lambda one: _further(run, choices, one))
+        found = spent(run, decisions, lambda one: _further(run, choices, one), choices)
     run.fits = found.fits
     if found.decisions != decisions and not run.table.given:
         run.additivity = {**run.additivity, **_prediction(run, found.decisions)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,17 @@ def start(
     table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
-    if loaded.shared:
-        run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
-    if loaded.source.synthetic:
-        run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
-    if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
+    run.warnings += _warnings(loaded, table)
     return run
+
+
+def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
+    if loaded.shared:
+        yield "one sample only: the loss was measured on the sample that the factors were fitted to"
+    if loaded.source.synthetic:
+        yield "no data given: the loss was measured on synthetic inputs, not on real data"
+    if table.given:
+        yield f"latencies are those of {table.path}, measured on {machine(table.environment)}"
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:

@@ -66,6 +66,7 @@ LEVELS: Final[dict[str, int]] = {
     "stale": 3,
     "tensors": 3,
     "unknown": 3,
+    "values": 3,
     "wellformed": 3,
     # what measures
     "attention": 4,
