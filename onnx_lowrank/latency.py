@@ -85,11 +85,7 @@ def processor() -> str:
 
 
 def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
-
-    Args:
-        precision: label of a scheme; empty is the model's own.
-    """
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md)."""
     chosen = Provider.of(provider)
     found: dict[str, Any] = {"precision": precision} if precision else {}
     found |= {
