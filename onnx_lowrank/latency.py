@@ -182,12 +182,12 @@ class LatencyTable:
         if self.given:
             self.path = place
             self.environment, self._rows = read_table(place)
-            self._check(place)
+            self._check(place, precision)
         else:
             self.path = place / table_name(self.environment)
             self._rows = self._read()
 
-    def _check(self, place: Path) -> None:
+    def _check(self, place: Path, precision: str) -> None:
         there = (self.environment.get("provider"), self.environment.get("threads"))
         if there != (self.provider, self.threads):
             raise SettingsError(
@@ -197,6 +197,12 @@ class LatencyTable:
         if options != Provider.of(self.provider).options:
             words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
             raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
+        if (have := self.environment.get("precision", "")) != precision:
+            have = have or "the model's own precision"
+            raise SettingsError(
+                f"{place}: measured in {have}, not in {precision or 'its own'}; "
+                "run analyze there with the same --precision"
+            )
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:
