@@ -141,8 +141,9 @@ def write_table(path: Path, environment: Mapping[str, Any], rows: Mapping[str, M
 
 def _held(geometry: Geometry) -> int:
     """Bytes of a fragment's activations, several times over."""
-    positions = math.prod(geometry.x_shape) / max(geometry.channels or geometry.inputs, 1)
-    channels = max(geometry.channels or geometry.inputs, geometry.outputs)
+    read = geometry.channels * geometry.groups or geometry.inputs
+    positions = math.prod(geometry.x_shape) / max(read, 1)
+    channels = max(read, geometry.outputs)
     return int(_COPIES * positions * channels * dtype_of(geometry).itemsize)
 
 
