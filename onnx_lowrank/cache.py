@@ -42,16 +42,20 @@ def clear(folder: Path) -> int:
     return len(paths)
 
 
-def export(folder: Path, target: Path, provider: str = "cpu", threads: int = 1) -> Entry:
+def export(folder: Path, target: Path, provider: str = "cpu", threads: int = 1, precision: str = "") -> Entry:
     """Copy this machine's table to a file, to plan with it elsewhere (`--cache FILE`).
+
+    Args:
+        precision: of the table, as `cache ls` shows it; empty is the models' own.
 
     Raises:
         SettingsError: nothing was measured with these settings, or the file cannot be written.
     """
-    source = folder / table_name(environment(provider, threads))
+    source = folder / table_name(environment(provider, threads, precision))
     if not source.exists():
+        made = f" in {precision}" if precision else ""
         raise SettingsError(
-            f"{folder}: no table for provider {provider} with {threads} threads; run analyze here first"
+            f"{folder}: no table for provider {provider} with {threads} threads{made}; run analyze here first"
         )
     settings, rows = read_table(source)
     write_table(target, settings, rows)

@@ -24,6 +24,7 @@ from onnx_lowrank.options import (
     HOW,
     INLINE,
     PATH,
+    PRECISION,
     PREDICT,
     RESUME,
     SHOW,
@@ -49,7 +50,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW)
+@options(*WRITE, DATA, *GOAL, *HOW, *WHAT, *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW)
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = split(given)
@@ -63,7 +64,7 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 
 @cli.command()
 @click.argument("model", type=PATH)
-@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW)
+@options(DATA, *GOAL, *HOW, *WHAT, *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW)
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = split(given)
@@ -121,7 +122,7 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | No
 @options(
     click.option("-o", "--output", "folder", type=PATH, required=True, help="Folder for the models."),
     click.option("--losses", default="0.002,0.005,0.01,0.02,0.05", show_default=True, help="Limits, a model each."),
-    DATA, *HOW, *WHAT[:-1], *WHERE, INLINE, CACHE, PREDICT, RESUME, *SHOW,
+    DATA, *HOW, *WHAT[:-1], *WHERE, PRECISION, INLINE, CACHE, RESUME, PREDICT, *SHOW,
 )  # fmt: skip
 def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
     """Write several models along the Pareto frontier of MODEL, from one calibration."""

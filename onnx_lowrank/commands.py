@@ -42,11 +42,16 @@ def cache_clear(folder: Path) -> None:
 
 @cache.command("export")
 @click.argument("target", type=PATH)
-@options(_folder, *_key)
-def cache_export(target: Path, folder: Path, provider: str, threads: int, provider_options: tuple[str, ...]) -> None:
+@options(
+    _folder, *_key, click.option("--precision", default="", help="Precision of the table, as `cache ls` shows it.")
+)
+def cache_export(
+    target: Path, folder: Path, provider: str, threads: int, provider_options: tuple[str, ...], precision: str
+) -> None:
     """Write this machine's table to TARGET, to plan with it elsewhere: --cache TARGET."""
     output.check(target, None)
-    entry = tables.export(folder, target, Provider(provider, parse_options(provider_options)), threads)
+    chosen = Provider(provider, parse_options(provider_options))
+    entry = tables.export(folder, target, chosen, threads, precision)
     click.echo(f"{entry.times} times of {entry.geometries} geometries written to {target}")
 
 

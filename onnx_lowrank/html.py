@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from onnx_lowrank import breakdowns, charts, figures, partcharts, timings, tradeoffs, verdicts, views
+from onnx_lowrank import breakdowns, charts, figures, fourways, partcharts, timings, tradeoffs, verdicts, views
 from onnx_lowrank.errors import RuntimeMissing
 
 
@@ -120,6 +120,7 @@ def _common(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str,
         "warnings": verdicts.warnings(report),
         "timings": known,
         "latency": views.latency(report),
+        "precisions": fourways.precisions(report),
         "accuracy": breakdowns.accuracy(report),
         "cold": breakdowns.cold(report),
         "profile": breakdowns.profile(report),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.plan import Decision
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.rewrite import dense_patch
 from onnx_lowrank.runtime import node_times
@@ -20,13 +21,15 @@ Factors = Mapping[str, tuple[float, float]]
 _FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum")
 
 
-def dense_times(loaded: Loaded, settings: Settings) -> dict[str, float]:
-    """Milliseconds of every site's own weight inside the original model."""
+def dense_times(loaded: Loaded, settings: Settings, lowering: Lowering | None = None) -> dict[str, float]:
+    """Milliseconds of every site's own weight inside the original model, in the precision that will be deployed."""
     graph = Graph(loaded.file.model, loaded.file.folder)
     for site in loaded.sites:
         graph.apply(dense_patch(site, "profile"))
+    built = graph.commit()
+    deployed = built if lowering is None else lowering.model(built)
     times = node_times(
-        graph.commit(), loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
+        deployed, loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
     )
     return by_site(times, loaded.sites, tails(loaded))
 

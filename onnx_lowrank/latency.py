@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
 
 from onnx_lowrank import gpu, runtime, timing
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
+from onnx_lowrank.fragment import Fragment, X, dtype_of
+from onnx_lowrank.fragments import copies_for
+from onnx_lowrank.fragments import fragment_model as fragment_model
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.measure import WARM_SECONDS
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.sites import Geometry
@@ -32,45 +35,6 @@ _FRAGMENTS = 2  # counts up when a kind builds other nodes, so that no older tim
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.08
 _COPIES, _OPEN_BYTES = 5, 768 << 20
 _ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 2.0
-_LEAST_MS, _MOST_REPEATS, _REPEAT_BYTES = 1.0, 64, 128 << 20
-
-
-def fragment_model(fragment: Fragment, geometry: Geometry, copies: int = 1) -> onnx.ModelProto:
-    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it.
-
-    Args:
-        copies: so many of it side by side, each with its own input, constants and output, so that the runtime can
-            merge none of them; those of the n-th end in `_n`.
-    """
-    nodes, inputs, outputs, constants = [], [], [], []
-    dtype = helper.np_dtype_to_tensor_dtype(dtype_of(geometry))
-    for end in ["", *(f"_{n}" for n in range(1, copies))]:
-        for op in fragment.ops:
-            reads = [name + end if name else "" for name in op.inputs]
-            label = f"{op.owner}{op.name}{end}"
-            nodes.append(helper.make_node(op.op, reads, [op.output + end], name=label, **op.attributes))
-        out = Y + end
-        if geometry.then:
-            out = f"activated{end}"
-            nodes.append(helper.make_node(geometry.then, [Y + end], [out], name=f"then{end}"))
-        constants += [numpy_helper.from_array(array, name + end) for name, array in fragment.constants.items()]
-        inputs.append(helper.make_tensor_value_info(X + end, dtype, geometry.x_shape))
-        outputs.append(onnx.ValueInfoProto(name=out))
-    graph = helper.make_graph(nodes, "fragment", inputs, outputs, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", geometry.opset)], ir_version=8)
-
-
-def copies_for(ms: float, held: int) -> int:
-    """How many copies of a fragment make a run of a millisecond.
-
-    A run that is only a launch or two would show the clock and the launch of the run itself.
-
-    Args:
-        ms: of one alone.
-        held: its bytes.
-    """
-    fitting = max(_REPEAT_BYTES // max(held, 1), 1)
-    return max(min(math.ceil(_LEAST_MS / max(ms, 1e-6)), _MOST_REPEATS, fitting), 1)
 
 
 def processor() -> str:
@@ -82,10 +46,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(provider: str, threads: int) -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md)."""
+def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
+
+    Args:
+        precision: label of a scheme; empty is the model's own.
+    """
     chosen = Provider.of(provider)
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {"precision": precision} if precision else {}
+    found |= {
         "processor": processor(),
         "cores": os.cpu_count(),
         "runtime": runtime.version(),
@@ -158,24 +127,33 @@ class LatencyTable:
     Args:
         place: the cache folder; or a file that `cache export` wrote, here or on the machine that will run the
             model: then nothing is timed here, and what the file does not hold is unknown.
+        lowering: makes the precision that fragments are timed in; None is the model's own.
 
     Raises:
         SettingsError: a file that is no table, or one for another provider or thread count.
     """
 
-    def __init__(self, place: Path, *, provider: str, threads: int, seed: int = 0) -> None:
-        self.provider, self.threads, self._seed = provider, threads, seed
-        self.environment: dict[str, Any] = environment(provider, threads)
+    def __init__(
+        self, place: Path, *, provider: str, threads: int, seed: int = 0, lowering: Lowering | None = None
+    ) -> None:
+        self.provider, self.threads, self._seed, self._lowering = provider, threads, seed, lowering
+        precision = lowering.scheme.label if lowering else ""
+        self.environment: dict[str, Any] = environment(provider, threads, precision)
         self.given = place.is_file()
         if self.given:
             self.path = place
             self.environment, self._rows = read_table(place)
-            self._check(place)
+            self._check(place, precision)
         else:
             self.path = place / table_name(self.environment)
             self._rows = self._read()
 
-    def _check(self, place: Path) -> None:
+    def _check(self, place: Path, precision: str) -> None:
+        made = self.environment.get("precision") or ""
+        if made != precision:
+            word = made.partition(" ")[0]
+            how = f"give --precision {word}" if word else "leave --precision out"
+            raise SettingsError(f"{place}: measured in {made or 'the precision of the models'}; {how}")
         there = (self.environment.get("provider"), self.environment.get("threads"))
         if there != (self.provider, self.threads):
             raise SettingsError(
@@ -262,21 +240,21 @@ class LatencyTable:
         weights = sum(array.nbytes for array in dense.constants.values())
         return copies_for(self._time(geometry, {DENSE: dense}, 1)[DENSE], _held(geometry) + weights)
 
+    def _deployed(
+        self, model: onnx.ModelProto, x: npt.NDArray[Any], copies: int
+    ) -> tuple[onnx.ModelProto, runtime.Feed]:
+        """A fragment's model in the precision that is asked for, and what it is fed."""
+        if self._lowering is None:
+            return model, {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
+        return self._lowering.fragment(model, x)
+
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment], copies: int) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        feed = {X if n == 0 else f"{X}_{n}": x for n in range(copies)}
-        sessions = [
-            runtime.Session(
-                fragment_model(f, geometry, copies),
-                provider=self.provider,
-                threads=self.threads,
-                spin=True,
-                purpose="time",
-            )
-            for f in fragments.values()
-        ]
-        runs = [s.timed(feed) for s in sessions]
+        copies = copies if self._lowering is None else 1
+        made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
+        where: dict[str, Any] = {"provider": self.provider, "threads": self.threads, "spin": True, "purpose": "time"}
+        runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
         warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS, warm_seconds=warm

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from onnx_lowrank import breakdowns, figures, verdicts, views
+from onnx_lowrank import breakdowns, figures, fourways, verdicts, views
 from onnx_lowrank.timings import is_analysis, model_names
 from onnx_lowrank.views import Table
 
@@ -29,6 +29,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     else:
         if found.label != "analysis" and report.get("latency"):
             parts.append(_table(views.before_after(report)))
+        if (four := fourways.precisions(report)) is not None:
+            parts.append(_table(four))
         parts += _sites(report)
     parts += _titled("Outputs", breakdowns.accuracy(report))
     parts += _titled("Fusions and data movement", breakdowns.fusions(report))

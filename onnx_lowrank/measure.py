@@ -121,8 +121,8 @@ def race(
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
-        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
+        stats = _with_throughput(stats, [_plain(m, feed, provider, threads, folder) for m in models], streams, seed)
+    moved = _transfers(opener(models[0]), provider)
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -136,7 +136,7 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
-            transfers=_transfers(opener(models[0]), provider),
+            transfers=moved,
         )
         for column in range(2, len(stats) + 1)
     ]
@@ -156,6 +156,13 @@ def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
     return run.transfers() if isinstance(run, Bound) else {}
 
 
+def _with_throughput(
+    stats: Sequence[dict[str, Any]], runs: Sequence[Callable[[], object]], streams: int, seed: int
+) -> list[dict[str, Any]]:
+    rates = throughput(runs, streams, seed=seed)
+    return [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
+
+
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
     found: dict[str, Any] = timing.summary(times)
     if clock != "wall":
@@ -169,7 +176,7 @@ def _milliseconds(times: Array) -> tuple[float, ...]:
 
 
 def quick_race(
-    original: Path,
+    original: Path | onnx.ModelProto,
     other: onnx.ModelProto,
     feeds: Sequence[Feed],
     *,
@@ -220,11 +227,13 @@ def no_change() -> Ratio:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Number of floating point constants of the main graph (initializers and Constant nodes)."""
+    """Number of constants of the main graph (initializers and Constant nodes): floats, and arrays of 8 bits."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     tensors = list(model.graph.initializer)
     tensors += [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
-    return sum(math.prod(t.dims) for t in tensors if t.data_type in floats)
+    bytes_ = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    counted = (t for t in tensors if t.data_type in floats or (t.data_type in bytes_ and len(t.dims) > 1))
+    return sum(math.prod(t.dims) for t in counted)
 
 
 def multiply_adds(runs: dict[int, NodeRun]) -> int:
@@ -234,7 +243,7 @@ def multiply_adds(runs: dict[int, NodeRun]) -> int:
         outputs = math.prod(run.output_shapes[0]) if run.output_shapes else 0
         if run.op == "Conv":
             total += outputs * math.prod(run.input_shapes[1][1:])
-        elif run.op == "MatMul":
+        elif run.op in ("MatMul", "MatMulInteger"):
             total += outputs * run.input_shapes[0][-1]
         elif run.op == "Gemm":
             total += outputs * math.prod(run.input_shapes[0]) // max(run.output_shapes[0][0], 1)

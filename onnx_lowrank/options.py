@@ -10,7 +10,7 @@ import click
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.providers import parse_options
-from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, default_cache
+from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, PRECISION_NAMES, default_cache
 
 PATH = click.Path(path_type=Path)
 
@@ -116,11 +116,19 @@ INLINE = click.option(
     default=None,
     help="Rewrite inside model-local functions too, by inlining all of them [default: keep].",
 )
+PRECISION = click.option(
+    "--precision",
+    default=None,
+    help=f"What will be deployed: {', '.join(PRECISION_NAMES)}; OUT is written in it [default: as the model is].",
+)
 CACHE = click.option(
     "--cache",
     type=PATH,
     default=None,
     help=f"Folder of the latency tables [default: {default_cache().name} in the user's cache], or an exported table.",
+)
+RESUME = click.option(
+    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
 )
 PREDICT = click.option(
     "--no-verify-latency",
@@ -128,9 +136,6 @@ PREDICT = click.option(
     flag_value=False,
     default=None,
     help="Plan for a machine that is not here, with its table (--cache FILE): the latency is predicted, not measured.",
-)
-RESUME = click.option(
-    "--resume", type=PATH, default=None, metavar="DIR", help="Keep finished stages in DIR; go on from the last one."
 )
 SHOW = (
     click.option(
@@ -152,6 +157,9 @@ WRITE = (
         "--provenance/--no-provenance",
         default=None,
         help="New nodes say in their metadata where they come from [default: provenance].",
+    ),
+    click.option(
+        "--keep-fp32", type=PATH, default=None, help="With --precision: the factored model in float32 goes here too."
     ),
     click.option("--require-speedup", type=float, default=None, help="Exit 3 and write nothing below this speed-up."),
 )

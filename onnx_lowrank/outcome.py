@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
@@ -17,16 +18,20 @@ from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.prediction import Prediction, predicted
 from onnx_lowrank.report import ModelFacts, Report, Verdict
-from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.run import Run
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.verify import Measured, facts, facts_of, measured, publish, race_files, staging
+from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, publish, race_files, staging
 
 _GIVE_BACK_ROUNDS = 6
 
 
-def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command: str, *, give_back: bool) -> Report:
+def finish(
+    run: Run, plan: Plan, out: Path, external_data: bool | None, command: str, *,
+    give_back: bool, keep_fp32: Path | None = None,
+) -> Report:  # fmt: skip
     """Write, load and measure the plan's model; give sites back until loss and speed hold, then publish.
+
+    Where a precision is asked for and no site is left, the original in that precision is measured and published.
 
     Raises:
         VerificationError: it does not hold and nothing may be given back.
@@ -36,26 +41,56 @@ def finish(run: Run, plan: Plan, out: Path, external_data: bool | None, command:
     external = file.external if external_data is None else external_data
     before = facts(file, run.loaded)
     with staging(out) as staged:
-        found: Measured | None = None
-        for attempt in range(_GIVE_BACK_ROUNDS):
-            if not plan.rewritten:
-                break
-            run.clock("verify", attempt, _GIVE_BACK_ROUNDS)
-            kept = run.settings.provenance
-            built = rewritten(file, run.loaded.sites, run.fits, plan.decisions, provenance=kept)
-            write_model(built, staged, folder=file.folder, external=external)
-            found = measured(staged, run.loaded, run.references, run.settings)
-            if not run.settings.verify_latency:
-                found = dataclasses.replace(found, predicted=predicted(run, plan.decisions).ratio)
-            if _holds(found, run.settings):
-                break
-            if not give_back:
-                raise VerificationError(_failure(found, run.settings))
-            plan, found = plan.giving_back(_worst(plan, found, run.settings)), None
+        plan, found = _held(run, plan, staged, external, give_back=give_back)
         run.clock("verify", 1, 1)
         if found is None:
             return _unchanged(run, plan, before, out, command)
-        return _publish(run, plan, found, before, staged, out, command)
+        report = _publish(run, plan, found, before, staged, out, command)
+    if keep_fp32 is not None:
+        write_model(
+            run.build(plan.decisions, provenance=run.settings.provenance),
+            keep_fp32,
+            folder=file.folder,
+            external=external,
+        )
+    return report
+
+
+def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool) -> tuple[Plan, Measured | None]:
+    """The plan, with sites given back until the saved file holds, and what was measured; None when none does."""
+    for attempt in range(_GIVE_BACK_ROUNDS):
+        if not plan.rewritten:
+            break
+        run.clock("verify", attempt, _GIVE_BACK_ROUNDS)
+        found = _saved(run, plan, staged, external)
+        if _holds(found, run.settings):
+            return plan, found
+        if not give_back:
+            raise VerificationError(_failure(found, run.settings))
+        plan = plan.giving_back(_worst(plan, found, run.settings))
+    if run.lowering is None:
+        return plan, None
+    plan = plan.giving_back(d.node for d in plan.rewritten)
+    found = _saved(run, plan, staged, external)
+    if _holds(found, run.settings):
+        return plan, found
+    if not give_back:
+        raise VerificationError(_failure(found, run.settings))
+    return plan, None
+
+
+def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
+    """Write the plan's model and measure the file."""
+    built = run.deployed(plan.decisions, provenance=run.settings.provenance)
+    write_model(built, staged, folder=run.loaded.file.folder, external=external)
+    if run.lowering is None or not run.settings.verify_latency:
+        found = measured(staged, run.loaded, run.references, run.settings)
+        if run.settings.verify_latency:
+            return found
+        return dataclasses.replace(found, predicted=predicted(run, plan.decisions).ratio)
+    counted = loss_of_file(staged, run.references, run.settings)
+    latency, columns = columns_of(run, plan, staged, counted.value())
+    return Measured(counted.value(), latency, tuple(counted.per_sample), columns=columns)
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
@@ -88,6 +123,8 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str
             counts[decision.why.value] = counts.get(decision.why.value, 0) + 1
     why = "; ".join(f"{n} × {text}" for text, n in sorted(counts.items(), key=lambda c: -c[1]))
     reason = f"nothing pays here ({why})" if why else "no site can be factored"
+    if run.lowering is not None and run.settings.verify_latency:
+        reason = f"{run.lowering.scheme.precision} is not faster within the loss, alone or with low rank ({why})"
     after = dataclasses.replace(before, path=str(out))
     found = hardware_of(run, run.loaded.file.path)
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
@@ -112,10 +149,12 @@ def _publish(
     details = examined(run, staged, found)
     publish(staged, out)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
+    if run.lowering is not None and not plan.rewritten:
+        reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
-        verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions)))
-    report = report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around)
+        verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))
+    report = report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around, found.columns)
     return dataclasses.replace(report, details=details)
 
 
@@ -138,9 +177,10 @@ def hardware_of(run: Run, model: Path) -> dict[str, Any]:
     return hardware(model, run.loaded.feeds[0], settings.provider, settings.threads, run.warnings)
 
 
-def scope_of(found: Prediction) -> str:
+def scope_of(found: Prediction, run: Run) -> str:
     """What a predicted ratio is about."""
-    return "the whole model" if found.whole else "its sites alone, the other nodes left out"
+    over = f", over {run.lowering.scheme.precision} alone" if run.lowering else ""
+    return ("the whole model" if found.whole else "its sites alone, the other nodes left out") + over
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:
@@ -159,13 +199,14 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
         provider_options=dict(run.settings.provider_options),
         latency="measured" if run.settings.verify_latency else "predicted",
         machine=machine(run.table.environment) if run.table.given else None,
-        precision="+".join(sorted(dtypes)) or "as the model is",
+        precision=run.lowering.scheme.words() if run.lowering else "+".join(sorted(dtypes)) or "as the model is",
+        over_precision=next((c.over for c in found.columns[3:]), None) if found else None,
     )
 
 
 def report_of(
     run: Run, plan: Plan, verdict: Verdict, before: ModelFacts, after: ModelFacts,
-    latency: tuple[Latency, ...], command: str, hardware: Mapping[str, Any],
+    latency: tuple[Latency, ...], command: str, hardware: Mapping[str, Any], columns: tuple[Column, ...] = (),
 ) -> Report:  # fmt: skip
     run.clock("report", 1, 1)
     return Report(
@@ -183,4 +224,6 @@ def report_of(
         additivity=run.additivity,
         probes=run.probes,
         hardware=dict(hardware),
+        precisions=tuple(column.to_dict() for column in columns),
+        ways=tuple(dataclasses.asdict(way) for way in run.ways),
     )

@@ -45,10 +45,10 @@ def analyze(
     reason = f"would rewrite {len(plan.rewritten)} of {len(plan.decisions)} sites"
     race: tuple[Latency, ...] = ()
     if settings.verify_latency:
-        race = race_files([path, run.build(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
+        race = race_files([path, run.deployed(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     else:
         found = predicted(run, plan.decisions)
-        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found)}"
+        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found, run)}"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
     return report_of(run, plan, verdict, before, before, race, command, hardware_of(run, path))
@@ -61,6 +61,7 @@ def optimize(
     data: Any = None,
     in_place: bool = False,
     external_data: bool | None = None,
+    keep_fp32: str | Path | None = None,
     progress: Progress = silent,
     command: str = "",
     **choices: Any,
@@ -72,6 +73,7 @@ def optimize(
         out: where the result goes; never partial.
         data: path or paths as on the command line, or an iterable of dicts; None is synthetic.
         external_data: True writes weights beside the model; None does so where the model did.
+        keep_fp32: with a precision: where the factored model in float32 goes too.
         choices: fields of `Settings`.
 
     Raises:
@@ -80,9 +82,10 @@ def optimize(
     settings, clock = Settings.from_table(choices), Clock(progress)
     out = Path(out)
     check_output(out, Path(model), in_place=in_place)
+    beside = _beside(keep_fp32, out, Path(model), settings)
     run = start(Path(model), data, settings, clock, out=out)
     plan = _planned(run, data)
-    return finish(run, plan, out, external_data, command, give_back=True)
+    return finish(run, plan, out, external_data, command, give_back=True, keep_fp32=beside)
 
 
 def apply(
@@ -93,6 +96,7 @@ def apply(
     data: Any = None,
     in_place: bool = False,
     external_data: bool | None = None,
+    keep_fp32: str | Path | None = None,
     progress: Progress = silent,
     command: str = "",
     **choices: Any,
@@ -110,12 +114,13 @@ def apply(
     settings = Settings.from_table({**_settings_of(plan), **choices})
     clock, out = Clock(progress), Path(out)
     check_output(out, Path(model), in_place=in_place)
+    beside = _beside(keep_fp32, out, Path(model), settings)
     source = data if data is not None else list(plan.data) or None
     run = start(Path(model), source, settings, clock, plan, out)
     run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
-    return finish(run, plan, out, external_data, command, give_back=False)
+    return finish(run, plan, out, external_data, command, give_back=False, keep_fp32=beside)
 
 
 def sweep(
@@ -162,6 +167,23 @@ def _planned(run: Run, data: Any) -> Plan:
     return planned(run, names, lambda choices: decide_plan(run, names, choices), choose)
 
 
+def _beside(keep_fp32: str | Path | None, out: Path, model: Path, settings: Settings) -> Path | None:
+    """Where the float32 model goes too, refused before the work when it cannot.
+
+    Raises:
+        SettingsError: no precision is asked for, or the file would be OUT or MODEL.
+    """
+    if keep_fp32 is None:
+        return None
+    path = Path(keep_fp32)
+    if settings.precision in (None, "fp32"):
+        raise SettingsError("--keep-fp32 goes with --precision fp16 or int8; without it OUT is that model")
+    if path.resolve() == out.resolve():
+        raise SettingsError(f"--keep-fp32 '{path}' is the output itself; choose another name")
+    check_output(path, model, in_place=False)
+    return path
+
+
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """A folder to write to; one that is made here is gone again when nothing came into it."""
@@ -187,6 +209,7 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
         asked["max_loss" if plan.metric == "relative" else "max_drop"] = plan.max_loss
     asked["output_weights"] = dict(plan.output_weights)
     asked["provider_options"] = dict(plan.provider_options)
+    asked["precision"] = plan.scheme.precision if plan.scheme else None
     return {**asked, "shapes": tuple(dict(shapes) for shapes in plan.shapes)}
 
 

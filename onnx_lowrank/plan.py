@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.sites import Why
 
 SCHEMA = 3
@@ -83,6 +84,7 @@ class Plan:
         policy: how the ranks were chosen.
         refits: repairs of the factors with data, in their order.
         provider_options: what the provider was given.
+        scheme: how the precision is made that was planned for; None is the model's own.
         shapes: of synthetic inputs and timings, one set after the other.
     """
 
@@ -100,6 +102,7 @@ class Plan:
     policy: str = "knapsack"
     refits: tuple[Refit, ...] = ()
     provider_options: tuple[tuple[str, str], ...] = ()
+    scheme: Scheme | None = None
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -135,6 +138,7 @@ class Plan:
                 raise SettingsError(f"{where}: a plan of another schema; make it again with this version")
             table["decisions"] = tuple(_decision(row) for row in table["decisions"])
             table["data"] = tuple(table["data"])
+            table["scheme"] = Scheme.from_table(table.get("scheme"))
             table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
             table["provider_options"] = tuple(table.get("provider_options", {}).items())

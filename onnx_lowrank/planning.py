@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
 
-from onnx_lowrank import insitu, measure
+from onnx_lowrank import insitu, measure, wholes
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
 from onnx_lowrank.blame import explained
-from onnx_lowrank.candidates import fitting, measured_choices
+from onnx_lowrank.candidates import MAX_ERROR, fitting, measured_choices
 from onnx_lowrank.layers import with_layers
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.noise import ADDED_NOISE
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.prediction import whole_key
 from onnx_lowrank.probe import Probes
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
-from onnx_lowrank.runtime import node_times
 from onnx_lowrank.search import search
 from onnx_lowrank.sensitivity import floored, responses
+from onnx_lowrank.sites import Why
 
 Decisions = tuple[Decision, ...]
 
@@ -36,7 +36,27 @@ _CORRECTIONS = 4  # searches again with raised estimates
 def choose(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times and estimated losses."""
     choices = measured_choices(run.loaded, run.fits, run.table, run.settings, run.clock)
-    return _with_losses(run, with_layers(run.loaded, run.fits, run.table, choices, run.clock))
+    choices = with_layers(run.loaded, run.fits, run.table, choices, run.clock)
+    return _with_losses(run, [_in_precision(run, choice) for choice in choices])
+
+
+def _in_precision(run: Run, choice: Choices) -> Choices:
+    """Candidates with what 8 bits add to their error; a site that stays in float keeps its weight."""
+    if run.lowering is None or run.lowering.scheme.precision != "int8":
+        return choice
+    if choice.dense.node in run.lowering.scheme.exclude:  # its candidates were timed in the precision
+        return dataclasses.replace(choice, dense=choice.dense.keep(Why.IN_FLOAT), candidates=(), timed=())
+    fit = run.fits[choice.dense.node]
+
+    def noisy(candidate: Candidate) -> Candidate:
+        kind, rank = candidate.kind, candidate.rank
+        if kind not in ADDED_NOISE:
+            return candidate
+        added = ADDED_NOISE[kind](fit.left(rank), fit.factorization.values[:rank])
+        return dataclasses.replace(candidate, error=candidate.error + added, loss=candidate.error + added)
+
+    usable = [c for c in map(noisy, choice.candidates) if c.error <= MAX_ERROR]
+    return dataclasses.replace(choice, candidates=tuple(usable))
 
 
 def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
@@ -67,6 +87,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         policy=settings.policy,
         refits=refits,
         provider_options=tuple(sorted(settings.provider_options.items())),
+        scheme=run.lowering.scheme if run.lowering else None,
     )
 
 
@@ -85,7 +106,7 @@ def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[D
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
     left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
-    scale = one.loss / max(predicted_loss(one.decisions), 1e-12)
+    scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
 
 
@@ -163,7 +184,12 @@ def _within_loss(run: Run, plans: Plans, choices: list[Choices], limit: float, s
         choices: estimates that a built plan proves wrong are raised in place.
         scale: measured over predicted loss, as far as it is known.
     """
-    found = search(plans, lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
+    base = run.base_loss
+
+    def based(plans: Plans) -> Plans:
+        return [(base + predicted, decisions) for predicted, decisions in plans]
+
+    found = search(based(plans), lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
     if run.settings.policy != "knapsack":
         return found.holds
     for _ in range(_CORRECTIONS):
@@ -171,13 +197,13 @@ def _within_loss(run: Run, plans: Plans, choices: list[Choices], limit: float, s
         if raised is None:
             break
         choices[:] = raised
-        found = search(frontier(choices), lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
+        found = search(based(frontier(choices)), lambda decisions: _measured_loss(run, decisions), limit, scale=scale)
     run.clock("decide", 1, 1)
     best, loss = found.holds, found.value
     if best is None:
         return None
     for _ in range(_POLISH_ROUNDS):
-        budget = predicted_loss(best) * 0.99 * limit / max(loss, 1e-12)
+        budget = predicted_loss(best) * (0.99 * limit - base) / max(loss - base, 0.05 * loss, 1e-12)
         better = settle(choices, least="ms", limited="loss", limit=budget)
         if better is None or better == best or predicted_ms(better) <= predicted_ms(best):
             break
@@ -193,7 +219,7 @@ def _measured_loss(run: Run, decisions: Decisions) -> float:
     loss = run.loss_of(decisions)
     ms = sum(d.ms_after or d.ms_before or 0.0 for d in decisions)
     rewritten = sum(d.kind is not None for d in decisions)
-    point = {"rewritten": rewritten, "ms": ms, "predicted": predicted_loss(decisions), "loss": loss}
+    point = {"rewritten": rewritten, "ms": ms, "predicted": run.base_loss + predicted_loss(decisions), "loss": loss}
     run.frontier.append({k: v if np.isfinite(v) else None for k, v in point.items()})
     return loss
 
@@ -202,13 +228,14 @@ def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
     """The mildest plan whose measured time is short enough; the fastest one, with a warning, when none is."""
     if not plans:
         return None
-    before = _whole(run, plans[-1][1])["before"]
-    fastest_first = [(1 - predicted_ms(decisions) / before, decisions) for _, decisions in reversed(plans)]
+    before = wholes.whole(run, plans[-1][1])["before"]
+    made = wholes.precision_alone(run)
+    fastest_first = [(made * (1 - predicted_ms(decisions) / before), decisions) for _, decisions in reversed(plans)]
 
     def share(decisions: Decisions) -> float:
         run.clock("decide", len(run.frontier), len(run.frontier) + 1)
-        times = _whole(run, decisions)
-        return times["after"] / times["before"]
+        times = wholes.whole(run, decisions)
+        return made * times["after"] / times["before"]
 
     found = search(fastest_first, share, 1 / speedup)
     run.clock("decide", 1, 1)
@@ -237,7 +264,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
         return decisions
     found = run.additivity = _prediction(run, decisions)
     if abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE:
-        known = _factors(run, decisions)
+        known = wholes.factors(run, decisions)
         if not known:
             return decisions
         choices[:] = insitu.corrected(choices, known)
@@ -249,7 +276,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
 
 
 def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
-    times = _whole(run, decisions)
+    times = wholes.whole(run, decisions)
     run.table.recall(whole_key(run), lambda: {"ms": times["before"]})
     return {
         "before_ms": times["before"],
@@ -257,43 +284,3 @@ def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
         "measured_ms": times["after"],
         "corrected_sites": 0,
     }
-
-
-def _whole(run: Run, decisions: Decisions) -> dict[str, float]:
-    """Milliseconds of the original and of a built plan, turn about; kept in the table."""
-
-    def timed() -> dict[str, float]:
-        return measure.quick_race(
-            run.loaded.file.path,
-            run.build(decisions),
-            run.loaded.feeds,
-            provider=run.settings.provider,
-            threads=run.settings.threads,
-            seed=run.settings.seed,
-            folder=run.loaded.file.folder,
-        )
-
-    return run.table.recall(f"model {_digest(run, decisions)}", timed)
-
-
-def _factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    dense = run.table.recall(f"in situ {_digest(run, ())}", lambda: insitu.dense_times(run.loaded, run.settings))
-
-    def rewritten() -> dict[str, float]:
-        times = node_times(
-            run.build(decisions),
-            run.loaded.feeds[0],
-            run.loaded.file.folder,
-            provider=run.settings.provider,
-            threads=run.settings.threads,
-        )
-        return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
-
-    return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
-
-
-def _digest(run: Run, decisions: Decisions) -> str:
-    shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -36,6 +36,7 @@ class Verdict:
     Attributes:
         latency: `measured`, or `predicted` from the table of a `machine` that is not here.
         scope: what a predicted speed-up is about.
+        over_precision: the gain of low rank over the precision alone, where one was asked for.
     """
 
     status: str
@@ -52,6 +53,7 @@ class Verdict:
     latency: str = "measured"
     machine: str | None = None
     scope: str = ""
+    over_precision: Ratio | None = None
 
     def sentence(self) -> str:
         """The verdict as people read it."""
@@ -66,9 +68,16 @@ class Verdict:
             )
         return (
             f"{self.speedup.value:.2f}× faster (95 % interval {self.speedup.low:.2f}–{self.speedup.high:.2f}) on "
-            f"{self.provider}, {self._loss()}, "
+            f"{self.provider}{self._made()}, {self._loss()}, "
             f"measured on {self.samples} {where}."
         )
+
+    def _made(self) -> str:
+        """The precision that was asked for, and what low rank adds to it."""
+        if self.over_precision is None:
+            return f" in {self.precision}" if self.precision.startswith(("int8", "fp16")) else ""
+        over, name = self.over_precision, self.precision.split()[0]
+        return f" in {self.precision}, {over.value:.2f}× ({over.low:.2f}–{over.high:.2f}) faster than {name} alone"
 
     def _loss(self) -> str:
         name = "loss" if self.metric == "relative" else f"{self.metric} loss"
@@ -94,6 +103,8 @@ class Report:
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precisions: tuple[dict[str, Any], ...] = ()
+    ways: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -119,6 +130,8 @@ class Report:
             "pareto": list(self.frontier),
             "additivity": self.additivity,
             "probes": self.probes,
+            "precisions": list(self.precisions),
+            "ways": [_way(way) for way in self.ways],
             "policy": self.plan.policy,
             "staircases": self.staircases,
             "environment": environment() | self.hardware,
@@ -135,6 +148,11 @@ def _site(decision: Decision) -> dict[str, Any]:
     row["reason"] = why.value if why else None
     row["shape"] = list(decision.shape)
     return row
+
+
+def _way(way: dict[str, Any]) -> dict[str, Any]:
+    """A measured way to a precision; what was not timed is null."""
+    return {**way["scheme"], **{k: way[k] if np.isfinite(way[k]) else None for k in ("loss", "ms")}}
 
 
 def _counts(kept: tuple[Keep, ...]) -> dict[str, int]:

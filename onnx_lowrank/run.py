@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
 from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session, version
 from onnx_lowrank.saving import check_room
+from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import References
 from onnx_lowrank.weighing import with_metrics
@@ -47,7 +49,9 @@ class Clock:
 class Run:
     """Everything known about one model on the way through; the steps fill it in order.
 
-    `fits` are made on the original's own activations until some of them are repaired.
+    `fits` are made on the original's own activations until some of them are repaired. `lowering` makes the precision
+    that will be deployed, None where that is the model's own; `ways` were measured to choose it, and `base_loss` is
+    the loss of the original in it.
     """
 
     loaded: Loaded
@@ -61,14 +65,22 @@ class Run:
     probes: dict[str, Any] = dataclasses.field(default_factory=dict)
     additivity: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    lowering: Lowering | None = None
+    ways: tuple[Way, ...] = ()
+    base_loss: float = 0.0
 
-    def build(self, decisions: Sequence[Decision]) -> onnx.ModelProto:
-        """The model with every decision carried out."""
-        return rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions)
+    def build(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
+        """The model with every decision carried out, in its own precision."""
+        return rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions, provenance=provenance)
+
+    def deployed(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
+        """The model with every decision carried out, in the precision that will be deployed."""
+        built = self.build(decisions, provenance=provenance)
+        return built if self.lowering is None else self.lowering.model(built)
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
         """Measured loss of the built model on the held-out samples."""
-        model = self.build(decisions)
+        model = self.deployed(decisions)
         session = Session(model, provider=self.settings.provider, threads=0, folder=self.loaded.file.folder)
         return self.references.loss(session).value()
 
@@ -85,11 +97,7 @@ def start(
     Raises:
         SettingsError: the plan is for another graph, or the disk is full.
     """
-    if plan is None and not settings.verify_latency and not settings.cache.is_file():
-        raise SettingsError(
-            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
-            "write it there with `cache export table.json` and give --cache table.json"
-        )
+    _check_table(settings, plan)
     loaded = load(path, data, settings, clock)
     if out is not None:
         check_room(out, loaded.file.bytes)
@@ -100,7 +108,9 @@ def start(
         loaded = dataclasses.replace(loaded, sites=tuple(s for s in loaded.sites if s.name in wanted))
         decided = unrepaired(plan)
         rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
-    table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
+    dtypes = {site.geometry.dtype for site in loaded.sites}
+    precision = check_precision(loaded.file.model, settings.precision, dtypes, loaded.file.bytes)
+    table = None if precision else _table(settings)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
     stages = _stages(loaded, settings)
@@ -115,14 +125,36 @@ def start(
     clock("reference", 0, 1)
     references = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    run = Run(loaded, settings, fits, references, clock, table, stages)
-    if loaded.shared:
-        run.warnings.append("one sample only: the loss was measured on the sample that the factors were fitted to")
-    if loaded.source.synthetic:
-        run.warnings.append("no data given: the loss was measured on synthetic inputs, not on real data")
-    if table.given:
-        run.warnings.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
+    lowering: Lowering | None = None
+    ways: tuple[Way, ...] = ()
+    if precision is not None:
+        scheme = plan.scheme if plan is not None else None
+        lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
+    table = table or _table(settings, lowering)
+    run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
+    run.base_loss = run.loss_of(()) if lowering else 0.0
+    run.warnings += _cautions(run)
     return run
+
+
+def _cautions(run: Run) -> list[str]:
+    """What to know before believing the figures of a run."""
+    found, loaded, table = list[str](), run.loaded, run.table
+    if loaded.shared:
+        found.append("one sample only: the loss was measured on the sample that the factors were fitted to")
+    if loaded.source.synthetic:
+        found.append("no data given: the loss was measured on synthetic inputs, not on real data")
+    if table.given:
+        found.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
+    return found
+
+
+def _check_table(settings: Settings, plan: Plan | None) -> None:
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:
@@ -131,6 +163,15 @@ def _stages(loaded: Loaded, settings: Settings) -> Stages:
         return Stages(None, "")
     key = run_key(loaded.file.sha256, settings, loaded.source, f"{version()} numpy {np.__version__}")
     return Stages(settings.resume, key)
+
+
+def _table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:
+    place, where = settings.cache, {"provider": settings.provider, "threads": settings.threads}
+    return LatencyTable(place, **where, seed=settings.seed, lowering=lowering)  # type: ignore[arg-type]
+
+
+def _stage(clock: Clock) -> Callable[[int, int], None]:
+    return lambda done, total: clock("lower", done, total)
 
 
 def unrepaired(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from onnx_lowrank.providers import NVIDIA, PROVIDERS, Provider, checked_options
 KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 DEFAULT_LIMIT = 0.01
 
 
@@ -46,6 +47,7 @@ class Settings:
         verify_latency: False plans for a machine that is not here, with a table that was measured there: everything
             runs on the CPU, nothing is timed, and the latency in the verdict is predicted.
         threads: intra-op threads of every timing; one is stable and comparable.
+        precision: what will be deployed, `fp32`, `fp16` or `int8`; None is the model's own.
         streams: above 1, throughput is also measured with so many threads that run at the same time.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
@@ -75,6 +77,7 @@ class Settings:
     cpu_fallback: bool = True
     verify_latency: bool = True
     threads: int = 1
+    precision: str | None = None
     streams: int = 1
     policy: str = "knapsack"
     refit: bool = True
@@ -106,6 +109,12 @@ class Settings:
                 raise SettingsError(f"no kind is called '{kind}'{suggestion(kind, KIND_NAMES)}")
         if not self.kinds:
             raise SettingsError(f"no kind is allowed; give some of {', '.join(KIND_NAMES)}")
+        if self.precision is not None and self.precision not in PRECISION_NAMES:
+            raise SettingsError(
+                f"no precision is called '{self.precision}'{suggestion(self.precision, PRECISION_NAMES)}"
+            )
+        if self.precision == "int8" and not self.verify_latency:
+            raise SettingsError("precision int8 is chosen by timing here; give fp16 or none, or verify_latency")
         if self.policy not in POLICY_NAMES:
             raise SettingsError(f"no policy is called '{self.policy}'{suggestion(self.policy, POLICY_NAMES)}")
 

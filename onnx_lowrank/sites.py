@@ -42,6 +42,7 @@ class Why(enum.Enum):
     NOT_TIMED = "the given table does not know its shapes"
     NOT_FASTER = "no rank was measured faster than the dense weight"
     LOSS = "no faster rank stays within the loss"
+    IN_FLOAT = "left in float: in the precision asked for it costs too much loss"
     GIVEN_BACK = "given back, so that the saved model holds its loss and its speed"
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from onnx_lowrank import fourways, views
 from onnx_lowrank.cache import Entry
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.latency import CONTROL, DENSE
@@ -36,6 +37,7 @@ _STAGES = {
     "layers": "time hidden layers",
     "factor": "factor",
     "reference": "run the original on held-out samples",
+    "lower": "choose a way to the precision",
     "measure": "measure ranks",
     "probe": "probe sensitivities",
     "decide": "build and measure plans",
@@ -80,6 +82,8 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
             _show_staircases(console, report)
         if report.latency and (report or analysis):
             console.print(_before_after(report, analysis=analysis))
+        if (four := fourways.precisions(report.to_dict())) is not None:
+            console.print(_plain(four))
         if report.plan.decisions:
             console.print(_sites(report, everything=analysis))
         for reason, count in report.to_dict()["kept"].items():
@@ -92,6 +96,16 @@ def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
         console.print(report.verdict.sentence(), style="bold")
         if not quiet:
             console.print(f"wrote {report.after.path}")
+
+
+def _plain(given: views.Table) -> Table:
+    """A table of the reports as the terminal prints it."""
+    table = Table(box=None, pad_edge=False)
+    for column in given.columns:
+        table.add_column(column.name, justify="right" if column.numeric else "left")
+    for row in given.rows:
+        table.add_row(*(cell.text for cell in row))
+    return table
 
 
 def _prospect(report: Report) -> str:

@@ -45,7 +45,8 @@ def verdict(report: Json) -> Verdict:
         return Verdict("unchanged", "plain", old, "Unchanged", f"{reason[:1].upper()}{reason[1:]}.", where)
     ends = figures.interval(found.get("speedup_ci"))
     loss = f"loss {figures.short(found.get('loss'), 2)} of {limit} allowed"
-    headline = f"{figures.ratio(found.get('speedup'))} faster"
+    made = f" in {str(found.get('precision')).split()[0]}" if report.get("precisions") else ""
+    headline = f"{figures.ratio(found.get('speedup'))} faster{made}"
     if found.get("latency") == "predicted":
         source = f"the table of {found['machine']}" if found.get("machine") else "the plan"
         line = f"predicted from {source}, not measured · {loss}"

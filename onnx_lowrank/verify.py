@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lowrank import measure
+from onnx_lowrank.columns import Column
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.prepare import Loaded
@@ -23,19 +24,21 @@ from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.stale import LOCK, discard_folders, disown, own
 from onnx_lowrank.timing import Ratio
-from onnx_lowrank.validation import References
+from onnx_lowrank.validation import Loss, References
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """What a file on disk is worth; one latency for every set of shapes, or a ratio that was only predicted.
 
-    `start` is what the first opening on a card took, where engines are built.
+    `columns` are there where a precision was made; `start` is what the first opening on a card took, where engines are
+    built.
     """
 
     loss: float
     latency: tuple[Latency, ...]
     sample_losses: tuple[float, ...] = ()
+    columns: tuple[Column, ...] = ()
     predicted: float | None = None
     start: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -43,10 +46,13 @@ class Measured:
     def faster(self) -> bool:
         """Whether every interval, which holds the noise of the control, lies above 1 and above the control's ratio.
 
-        Of a machine that is not here: whether the ratio is predicted to.
+        Of a machine that is not here: whether the ratio is predicted to. Where a precision was made, the model in it
+        must also be faster than the precision alone.
         """
         if self.predicted is not None:
             return self.predicted > 1
+        if any(column.over is not None and column.over.low <= 1 for column in self.columns[3:]):
+            return False
         return all(entry.ratio.low > max(1.0, entry.aa.value) for entry in self.latency)
 
     @property
@@ -85,9 +91,7 @@ def publish(staged: Path, out: Path) -> None:
 def measured(staged: Path, loaded: Loaded, references: References, settings: Settings) -> Measured:
     """Loss and latency of a saved file against the original file; no latency where the machine is not here."""
     start = _first_opening(staged, loaded, settings)
-    session = Session(staged, provider=settings.provider, threads=0, purpose="verify")
-    counted = references.loss(session)
-    del session
+    counted = loss_of_file(staged, references, settings)
     timed = settings.verify_latency
     latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads) if timed else ()
     return Measured(counted.value(), latency, tuple(counted.per_sample), start=start)
@@ -100,6 +104,11 @@ def _first_opening(staged: Path, loaded: Loaded, settings: Settings) -> dict[str
     feed, folder = loaded.feeds[0], loaded.file.folder
     one = measure.opened(staged, feed, provider=settings.provider, threads=settings.threads, folder=folder)
     return {"load_ms": one.load_ms, "first_run_ms": one.first_run_ms}
+
+
+def loss_of_file(staged: Path, references: References, settings: Settings) -> Loss:
+    """Loss of a saved file."""
+    return references.loss(Session(staged, provider=settings.provider, threads=0, purpose="verify"))
 
 
 def race_files(

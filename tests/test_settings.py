@@ -32,3 +32,8 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
 def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_table(table)
+
+
+def test_a_precision_needs_a_machine_that_can_be_timed() -> None:
+    with pytest.raises(SettingsError, match="precision int8 is chosen by timing here"):
+        Settings(precision="int8", verify_latency=False)

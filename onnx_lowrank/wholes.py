@@ -1,0 +1,68 @@
+"""Whole models timed: the original against a built plan, in the precision that will be deployed; kept in the table."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+
+from onnx_lowrank import insitu, measure
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.run import Run
+from onnx_lowrank.runtime import node_times
+
+Decisions = tuple[Decision, ...]
+
+
+def precision_alone(run: Run) -> float:
+    """Time of the original in the precision that will be deployed, over its own."""
+    if run.lowering is None:
+        return 1.0
+    times = run.table.recall(f"alone {_digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
+    return times["after"] / times["before"]
+
+
+def whole(run: Run, decisions: Decisions) -> dict[str, float]:
+    """Milliseconds of the original and of a built plan in the precision, turn about; kept in the table."""
+    first = run.loaded.file.path if run.lowering is None else run.deployed(())
+    return run.table.recall(f"model {_digest(run, decisions)}", lambda: _race(run, first, decisions))
+
+
+def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict[str, float]:
+    return measure.quick_race(
+        first,
+        run.deployed(decisions),
+        run.loaded.feeds,
+        provider=run.settings.provider,
+        threads=run.settings.threads,
+        seed=run.settings.seed,
+        folder=run.loaded.file.folder,
+    )
+
+
+def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
+    def before() -> dict[str, float]:
+        return insitu.dense_times(run.loaded, run.settings, run.lowering)
+
+    dense = run.table.recall(f"in situ {_digest(run, ())}", before)
+
+    def rewritten() -> dict[str, float]:
+        times = node_times(
+            run.deployed(decisions),
+            run.loaded.feeds[0],
+            run.loaded.file.folder,
+            provider=run.settings.provider,
+            threads=run.settings.threads,
+        )
+        return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
+
+    return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
+
+
+def _digest(run: Run, decisions: Decisions) -> str:
+    shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
+    chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
+    made = f" {run.lowering.scheme}" if run.lowering else ""
+    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

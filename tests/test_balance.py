@@ -1,0 +1,143 @@
+"""Factors made fit for 8 bits: the product stays what it was, channels get equal ranges, biases take back rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from onnx_lowrank.balance import balance, correct_biases, rounded, scaling, thin_tensors
+from onnx_lowrank.noise import factor_noise, pivot_noise
+from onnx_lowrank.runtime import Session
+
+CONVS = """<ir_version: 8, opset_import: ["" : 13]>
+pair (float[1, 4, 6, 6] x) => (float[1, 5, 6, 6] y) {
+  t = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, down)
+  y = Conv<kernel_shape = [1, 1]>(t, up, bias)
+}"""
+WIDE = CONVS.replace("kernel_shape = [1, 1]", "kernel_shape = [1, 3], pads = [0, 1, 0, 1]")
+MATMULS = """<ir_version: 8, opset_import: ["" : 13]>
+pair (float[n, 4] x) => (float[n, 5] y) { t = MatMul(x, down)  y = MatMul(t, up) }"""
+
+
+def model(text: str, **arrays: Any) -> onnx.ModelProto:
+    found = parser.parse_model(text)
+    found.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items()
+    )
+    return found
+
+
+def convs(rng: np.random.Generator, wide: bool = False) -> onnx.ModelProto:
+    down = rng.standard_normal((3, 4, 3, 3)) * np.array([1, 10, 0.1])[:, None, None, None]
+    up = rng.standard_normal((5, 3, 1, 3 if wide else 1))
+    return model(WIDE if wide else CONVS, down=down, up=up, bias=rng.standard_normal(5))
+
+
+def run(given: onnx.ModelProto, x: npt.NDArray[Any], name: str = "y") -> npt.NDArray[Any]:
+    copy = onnx.ModelProto.FromString(given.SerializeToString())
+    del copy.graph.output[:]
+    copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    return np.asarray(Session(copy, optimize=False).run({"x": x})[0])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_product_stays_and_channels_get_one_range(wide: bool) -> None:
+    rng = np.random.default_rng(0)
+    pair = convs(rng, wide)
+    x = rng.standard_normal((1, 4, 6, 6)).astype(np.float32) + 1
+    before, thin = run(pair, x), run(pair, x, "t")[0].reshape(3, -1)
+    (found,) = thin_tensors(pair.graph)
+    assert found.pointwise is not wide
+    scale, centre = scaling(thin.min(1).astype(float), thin.max(1).astype(float), middle=found.pointwise)
+    balance(pair.graph, found, scale, centre)
+    np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=2e-5 * np.abs(before).max())
+    largest = np.abs(run(pair, x, "t")[0]).reshape(3, -1).max(1)
+    np.testing.assert_allclose(largest, 1.0, rtol=1e-5)
+
+
+def test_a_second_factor_that_pads_keeps_the_middle_where_it_is() -> None:
+    """A border of zeros stands for the value 0: no constant may be taken out before it."""
+    _, centre = scaling(np.array([2.0, -1.0]), np.array([4.0, 3.0]), middle=False)
+    assert not centre.any()
+    scale, centre = scaling(np.array([2.0, -1.0]), np.array([4.0, 3.0]), middle=True)
+    assert (scale.tolist(), centre.tolist()) == ([1.0, 2.0], [3.0, 1.0])
+
+
+def test_a_pair_of_matmuls_is_balanced() -> None:
+    rng = np.random.default_rng(1)
+    pair = model(MATMULS, down=rng.standard_normal((4, 3)) * [1, 10, 100], up=rng.standard_normal((3, 5)))
+    x = rng.standard_normal((7, 4)).astype(np.float32)
+    before = run(pair, x)
+    (found,) = thin_tensors(pair.graph)
+    balance(pair.graph, found, np.array([1.0, 10.0, 100.0]), np.zeros(3))
+    np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=1e-5 * np.abs(before).max())
+    arrays = {t.name: numpy_helper.to_array(t) for t in pair.graph.initializer}
+    assert 0.1 < np.abs(arrays["down"]).max(0).min() / np.abs(arrays["down"]).max() <= 1
+
+
+def test_a_tensor_with_a_second_reader_is_no_pair() -> None:
+    text = CONVS.replace("y = Conv", "z = Relu(t)\n  y = Conv")
+    rng = np.random.default_rng(2)
+    given = model(text, down=rng.standard_normal((3, 4, 3, 3)), up=rng.standard_normal((5, 3, 1, 1)), bias=np.zeros(5))
+    assert not thin_tensors(given.graph)
+
+
+def test_rounding_is_that_of_the_quantizer() -> None:
+    """Symmetric, a scale for each output: errors of at most half a step, and the largest entry is kept."""
+    weight = np.random.default_rng(3).standard_normal((6, 5, 3))
+    step = np.abs(weight).reshape(6, -1).max(1) / 127
+    assert (np.abs(rounded(weight) - weight).reshape(6, -1).max(1) <= step / 2 + 1e-12).all()
+    assert np.allclose(np.abs(rounded(weight)).reshape(6, -1).max(1), np.abs(weight).reshape(6, -1).max(1))
+
+
+def test_biases_take_back_the_mean_of_rounding() -> None:
+    """On a constant input the rounded weight with the corrected bias gives what the weight gave."""
+    rng = np.random.default_rng(4)
+    down = rng.standard_normal((3, 4, 1, 1))
+    text = CONVS.replace("Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, down)", "Relu(x)").replace(
+        "[1, 5", "[1, 3"
+    )
+    given = model(text, up=down, bias=rng.standard_normal(3))
+    x = np.full((1, 4, 6, 6), 1.0, np.float32) * np.array([1, 2, 3, 4], np.float32)[:, None, None]
+    before = run(given, x)
+    correct_biases(given.graph, {"t": np.array([1.0, 2.0, 3.0, 4.0])})
+    for tensor in given.graph.initializer:
+        if tensor.name == "up":
+            tensor.CopyFrom(numpy_helper.from_array(rounded(down).astype(np.float32), "up"))
+    np.testing.assert_allclose(run(given, x), before, atol=1e-5)
+
+
+def _simulated(second: npt.NDArray[Any], thin: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
+    """Relative error of 8 bits: one scale for all of `thin` (six standard deviations), a scale a row for `second`."""
+    half = 6 * thin.std(0).max()
+    rounded_thin = np.rint(thin / half * 127.5) / 127.5 * half
+    return float(np.sum((rounded_thin @ rounded(second).T - exact) ** 2) / np.sum(exact**2))
+
+
+def test_the_noise_of_balanced_factors_is_what_rounding_does() -> None:
+    rng = np.random.default_rng(5)
+    left, values = np.linalg.qr(rng.standard_normal((64, 12)))[0], np.geomspace(1, 1e-3, 12)
+    thin = rng.standard_normal((4000, 12))  # the channels of t, each of variance one
+    found = _simulated(left * np.sqrt(values), thin, thin * np.sqrt(values) @ left.T)
+    assert factor_noise(left, values) == pytest.approx(found, rel=0.5)
+
+
+def test_the_noise_of_pivots_is_what_rounding_does_and_grows_with_the_coefficients() -> None:
+    rng = np.random.default_rng(6)
+    values = np.ones(8)
+    noises = []
+    for amplified in (1.0, 20.0):
+        left = np.linalg.qr(np.vstack([np.eye(8), amplified * rng.uniform(-1, 1, (24, 8))]))[0]
+        coefficients = left[8:] @ np.linalg.inv(left[:8])
+        pivots = rng.standard_normal((4000, 8)) @ left[:8].T
+        rest = pivots @ coefficients.T
+        found = _simulated(coefficients, pivots, rest) * np.sum(rest**2) / (np.sum(rest**2) + np.sum(pivots**2))
+        noises.append((pivot_noise(left, values), found))
+    for estimated, found in noises:
+        assert found / 4 < estimated < 4 * found
+    assert noises[1][0] > 3 * noises[0][0]
