@@ -104,7 +104,10 @@ def compare(
     if not threads:
         raise SettingsError("compare needs a number of threads")
     options = choices.pop("provider_options", {})
-    one = {p: {**choices, "provider": p, "provider_options": {} if p == "cpu" else options} for p in providers}
+    one = {
+        p: {**choices, "provider": p, "provider_options": {} if p == "cpu" and len(providers) > 1 else options}
+        for p in providers
+    }
     several = [Settings.from_table({**one[providers[0]], "threads": n}) for n in threads]
     providers = [Settings.from_table(table).provider for table in one.values()]
     settings, paths = several[0], [Path(m) for m in models]

@@ -253,7 +253,12 @@ class LatencyTable:
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
         copies = copies if self._lowering is None else 1
         made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
-        where: dict[str, Any] = {"provider": self.provider, "threads": self.threads, "spin": True, "purpose": "time"}
+        where: dict[str, Any] = {
+            "provider": Provider.of(self.provider).without_engines(),
+            "threads": self.threads,
+            "spin": True,
+            "purpose": "time",
+        }
         runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
         warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(
