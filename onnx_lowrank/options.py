@@ -72,6 +72,7 @@ WHERE_EACH = (
         metavar="N,…",
         help="Intra-op threads; 1,2 or repeated times with each [default: 1].",
     ),
+    PROVIDER_OPTION,
     *WHERE[-4:],
 )
 BASELINE = (
