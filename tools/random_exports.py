@@ -90,14 +90,16 @@ def main() -> int:
                 result[label] = {"export": f"{type(fault).__name__}: {' '.join(str(fault).split())[:150]}"}
                 continue
             began = time.perf_counter()
-            words = ["optimize", str(path), "-o", str(path.with_suffix(".out.onnx")), "-q", "--no-refit"]
+            words = ["optimize", str(path), "-o", str(path.with_suffix(".out.onnx")), "--json", "--no-refit"]
             done = subprocess.run(
                 [given.tool, "-m", "onnx_lowrank", *words, "--cache", str(given.folder / "cache")],
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
-            said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1]
+            report = json.loads(done.stdout) if done.returncode == 0 else {}
+            verdict = report.get("verdict", {})
             result[label] = {
-                "exit": done.returncode, "seconds": round(time.perf_counter() - began, 1), "said": said[:300],
+                "exit": done.returncode, "seconds": round(time.perf_counter() - began, 1),
+                "status": report.get("status"), "sites": len(report.get("sites", ())), "said": verdict.get("reason") or done.stderr.strip()[:300],
                 "traceback": "Traceback" in done.stderr,
             }  # fmt: skip
             print(label, result[label], flush=True)
