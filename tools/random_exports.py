@@ -98,10 +98,13 @@ def main() -> int:
             report = json.loads(done.stdout) if done.returncode == 0 else {}
             verdict = report.get("verdict", {})
             result[label] = {
-                "exit": done.returncode, "seconds": round(time.perf_counter() - began, 1),
-                "status": report.get("status"), "sites": len(report.get("sites", ())), "said": verdict.get("reason") or done.stderr.strip()[:300],
+                "exit": done.returncode,
+                "seconds": round(time.perf_counter() - began, 1),
+                "status": report.get("status"),
+                "sites": len(report.get("sites", ())),
+                "said": verdict.get("reason") or done.stderr.strip()[:300],
                 "traceback": "Traceback" in done.stderr,
-            }  # fmt: skip
+            }
             print(label, result[label], flush=True)
             if given.json is not None:
                 given.json.write_text(json.dumps(result, indent=1) + "\n")
