@@ -177,7 +177,7 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if isinstance(value, Why):
         return value
     groups = int(attribute(node, "group", 1))
-    if groups < 1 or len(value) % groups:
+    if value.ndim < 3 or groups < 1 or len(value) % groups:
         return Why.MALFORMED
     if groups > 1 and min(value.shape[1], len(value) // groups) < 2:
         return Why.GROUPED
