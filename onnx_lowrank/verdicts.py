@@ -100,7 +100,8 @@ def _of_comparison(report: Json) -> Verdict:
     line = f"95 % interval {figures.interval((best.low, best.high))}"
     losses = {n: row.get("loss") for n, row in zip(names, report["models"], strict=True)}
     if figures.finite(losses.get(best.name)):
-        line += f" · its outputs differ from the first model's by {figures.short(losses[best.name], 2)} ({metric_of(report)})"
+        gap = figures.short(losses[best.name], 2)
+        line += f" · its outputs differ from the first model's by {gap} ({metric_of(report)})"
     if best.low > 1:
         return Verdict("comparison", "good", subject, f"{best.name}: {figures.ratio(best.value)} faster", line, where)
     if best.high < 1:
