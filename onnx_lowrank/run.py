@@ -99,11 +99,7 @@ def start(
     Raises:
         SettingsError: the plan is for another graph, or the disk is full.
     """
-    if plan is None and not settings.verify_latency and not settings.cache.is_file():
-        raise SettingsError(
-            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
-            "write it there with `cache export table.json` and give --cache table.json"
-        )
+    _check_table(settings, plan)
     loaded = load(path, data, settings, clock)
     if out is not None:
         check_room(out, loaded.file.bytes)
@@ -167,6 +163,14 @@ def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
         yield "no data given: the loss was measured on synthetic inputs, not on real data"
     if table.given:
         yield f"latencies are those of {table.path}, measured on {machine(table.environment)}"
+
+
+def _check_table(settings: Settings, plan: Plan | None) -> None:
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:
