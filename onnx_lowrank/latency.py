@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
 
 from onnx_lowrank import gpu, runtime, timing
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
+from onnx_lowrank.fragment import Fragment, X, dtype_of
+from onnx_lowrank.fragments import copies_for
+from onnx_lowrank.fragments import fragment_model as fragment_model
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.measure import WARM_SECONDS
 from onnx_lowrank.precision import Lowering
@@ -34,45 +35,6 @@ _FRAGMENTS = 2  # counts up when a kind builds other nodes, so that no older tim
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.08
 _COPIES, _OPEN_BYTES = 5, 768 << 20
 _ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 2.0
-_LEAST_MS, _MOST_REPEATS, _REPEAT_BYTES = 1.0, 64, 128 << 20
-
-
-def fragment_model(fragment: Fragment, geometry: Geometry, copies: int = 1) -> onnx.ModelProto:
-    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it.
-
-    Args:
-        copies: so many of it side by side, each with its own input, constants and output, so that the runtime can
-            merge none of them; those of the n-th end in `_n`.
-    """
-    nodes, inputs, outputs, constants = [], [], [], []
-    dtype = helper.np_dtype_to_tensor_dtype(dtype_of(geometry))
-    for end in ["", *(f"_{n}" for n in range(1, copies))]:
-        for op in fragment.ops:
-            reads = [name + end if name else "" for name in op.inputs]
-            label = f"{op.owner}{op.name}{end}"
-            nodes.append(helper.make_node(op.op, reads, [op.output + end], name=label, **op.attributes))
-        out = Y + end
-        if geometry.then:
-            out = f"activated{end}"
-            nodes.append(helper.make_node(geometry.then, [Y + end], [out], name=f"then{end}"))
-        constants += [numpy_helper.from_array(array, name + end) for name, array in fragment.constants.items()]
-        inputs.append(helper.make_tensor_value_info(X + end, dtype, geometry.x_shape))
-        outputs.append(onnx.ValueInfoProto(name=out))
-    graph = helper.make_graph(nodes, "fragment", inputs, outputs, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", geometry.opset)], ir_version=8)
-
-
-def copies_for(ms: float, held: int) -> int:
-    """How many copies of a fragment make a run of a millisecond.
-
-    A run that is only a launch or two would show the clock and the launch of the run itself.
-
-    Args:
-        ms: of one alone.
-        held: its bytes.
-    """
-    fitting = max(_REPEAT_BYTES // max(held, 1), 1)
-    return max(min(math.ceil(_LEAST_MS / max(ms, 1e-6)), _MOST_REPEATS, fitting), 1)
 
 
 def processor() -> str:
@@ -85,11 +47,7 @@ def processor() -> str:
 
 
 def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
-
-    Args:
-        precision: label of a scheme; empty is the model's own.
-    """
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md)."""
     chosen = Provider.of(provider)
     found: dict[str, Any] = {"precision": precision} if precision else {}
     found |= {
@@ -188,6 +146,11 @@ class LatencyTable:
             self._rows = self._read()
 
     def _check(self, place: Path, precision: str) -> None:
+        made = self.environment.get("precision") or ""
+        if made != precision:
+            word = made.partition(" ")[0]
+            how = f"give --precision {word}" if word else "leave --precision out"
+            raise SettingsError(f"{place}: measured in {made or 'the precision of the models'}; {how}")
         there = (self.environment.get("provider"), self.environment.get("threads"))
         if there != (self.provider, self.threads):
             raise SettingsError(
@@ -197,12 +160,6 @@ class LatencyTable:
         if options != Provider.of(self.provider).options:
             words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
             raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
-        if (have := self.environment.get("precision", "")) != precision:
-            have = have or "the model's own precision"
-            raise SettingsError(
-                f"{place}: measured in {have}, not in {precision or 'its own'}; "
-                "run analyze there with the same --precision"
-            )
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:
@@ -293,7 +250,12 @@ class LatencyTable:
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
         copies = copies if self._lowering is None else 1
         made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
-        where: dict[str, Any] = {"provider": self.provider, "threads": self.threads, "spin": True, "purpose": "time"}
+        where: dict[str, Any] = {
+            "provider": Provider.of(self.provider).without_engines(),
+            "threads": self.threads,
+            "spin": True,
+            "purpose": "time",
+        }
         runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
         warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -103,12 +104,12 @@ def race(
 ) -> list[Latency]:
     """Time models turn about against the first, with the first twice as an A/A control.
 
-    One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time. On a
-    card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew several
-    times, so that the intervals hold what differs between sessions. Returns one entry for every model after the first.
+    One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
+    On a card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew
+    several times, so that the intervals hold what differs between sessions. One entry for each model after the first.
 
     Args:
-        streams: above 1, the throughput of so many threads that run at the same time is measured too.
+        streams: above 1, the throughput of so many threads at the same time is measured too, on a card with transfers.
         short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
 
@@ -120,8 +121,8 @@ def race(
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        stats = _with_throughput(stats, [opener(model)() for model in models], streams, seed)
-    moved = _transfers(opener(models[0])) if Provider.of(provider).on_device else {}
+        rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
+        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -135,23 +136,24 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
-            transfers=moved,
+            transfers=_transfers(opener(models[0]), provider),
         )
-        for column in range(2, times.shape[1])
+        for column in range(2, len(stats) + 1)
     ]
 
 
-def _transfers(opener: sessions.Opener) -> dict[str, float]:
+def _plain(
+    model: Path | onnx.ModelProto, feed: Feed, provider: str, threads: int, folder: Path | None
+) -> Callable[[], object]:
+    """A run that several threads may make at once: a bound one has its outputs in one place."""
+    session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, purpose="verify")
+    return functools.partial(session.run, feed)
+
+
+def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
     """Milliseconds to move inputs and outputs; nothing where they are not bound."""
-    run = opener()
+    run = opener() if Provider.of(provider).on_device else None
     return run.transfers() if isinstance(run, Bound) else {}
-
-
-def _with_throughput(
-    stats: Sequence[dict[str, Any]], runs: Sequence[Callable[[], object]], streams: int, seed: int
-) -> list[dict[str, Any]]:
-    rates = throughput(runs, streams, seed=seed)
-    return [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
 
 
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
     """Write the plan's model and measure the file."""
     built = run.deployed(plan.decisions, provenance=run.settings.provenance)
     write_model(built, staged, folder=run.loaded.file.folder, external=external)
-    if run.lowering is None:
+    if run.lowering is None or not run.settings.verify_latency:
         found = measured(staged, run.loaded, run.references, run.settings)
         if run.settings.verify_latency:
             return found
@@ -123,7 +123,7 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str
             counts[decision.why.value] = counts.get(decision.why.value, 0) + 1
     why = "; ".join(f"{n} × {text}" for text, n in sorted(counts.items(), key=lambda c: -c[1]))
     reason = f"nothing pays here ({why})" if why else "no site can be factored"
-    if run.lowering is not None:
+    if run.lowering is not None and run.settings.verify_latency:
         reason = f"{run.lowering.scheme.precision} is not faster within the loss, alone or with low rank ({why})"
     after = dataclasses.replace(before, path=str(out))
     found = hardware_of(run, run.loaded.file.path)
@@ -153,7 +153,7 @@ def _publish(
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
-        verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions)))
+        verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))
     report = report_of(run, plan, verdict, before, after, (*found.latency, *default), command, around, found.columns)
     return dataclasses.replace(report, details=details)
 
@@ -177,9 +177,10 @@ def hardware_of(run: Run, model: Path) -> dict[str, Any]:
     return hardware(model, run.loaded.feeds[0], settings.provider, settings.threads, run.warnings)
 
 
-def scope_of(found: Prediction) -> str:
+def scope_of(found: Prediction, run: Run) -> str:
     """What a predicted ratio is about."""
-    return "the whole model" if found.whole else "its sites alone, the other nodes left out"
+    over = f", over {run.lowering.scheme.precision} alone" if run.lowering else ""
+    return ("the whole model" if found.whole else "its sites alone, the other nodes left out") + over
 
 
 def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, loss: float) -> Verdict:

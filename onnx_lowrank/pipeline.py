@@ -48,7 +48,7 @@ def analyze(
         race = race_files([path, run.deployed(plan.decisions)], run.loaded, settings, settings.threads, seconds=5.0)
     else:
         found = predicted(run, plan.decisions)
-        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found)}"
+        reason += f", {found.ratio:.2f}× faster as predicted from the table for {scope_of(found, run)}"
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     before = facts(run.loaded.file, run.loaded)
     return report_of(run, plan, verdict, before, before, race, command, hardware_of(run, path))

@@ -79,6 +79,10 @@ class Provider(str):
         """The option that asks for CUDA graphs, when they are asked for."""
         return next((name for name in _CAPTURE if self.options.get(name, "0") not in _NO), None)
 
+    def without_engines(self) -> Provider:
+        """The same, but what it builds is not kept: thousands of fragments are timed, and their times are kept."""
+        return Provider(self, self.options, fallback=self.fallback, here=self.here)
+
     def chain(self, purpose: Purpose) -> list[tuple[str, dict[str, str]]]:
         """Short names and options of the providers that a session opens with, the first choice first.
 

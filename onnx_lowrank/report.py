@@ -121,7 +121,9 @@ class Report:
                 "speedup": v.speedup.value,
                 "speedup_ci": [v.speedup.low, v.speedup.high] if v.latency == "measured" else None,
                 **{k: getattr(v, k) for k in ("loss", "loss_limit", "metric", "data", "samples", "provider")},
-                **{k: getattr(v, k) for k in ("precision", "reason", "latency", "machine", "provider_options")},
+                **{
+                    k: getattr(v, k) for k in ("precision", "reason", "latency", "machine", "scope", "provider_options")
+                },
             },
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
             "sites": [_site(d) for d in self.plan.decisions],

@@ -52,7 +52,7 @@ def load() -> Any:
         raise RuntimeMissing(
             "onnxruntime and onnxruntime-gpu overwrite each other here; pip uninstall both, then install one of them"
         )
-    onnxruntime.set_default_logger_severity(4)  # it warns of a session option that is merely set
+    onnxruntime.set_default_logger_severity(4)  # it writes of missing libraries and of options that are merely set
     return onnxruntime
 
 

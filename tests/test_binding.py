@@ -10,7 +10,8 @@ import onnx.parser
 import pytest
 
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.latency import DENSE, LatencyTable, copies_for, fragment_model
+from onnx_lowrank.fragments import copies_for, fragment_model
+from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.svd import SVD
 from onnx_lowrank.runtime import Session, node_times

@@ -73,7 +73,7 @@ def test_the_dry_run_measures_every_part_and_goes_on_where_it_was(tmp_path: Path
     assert done.returncode == 0, done.stderr + done.stdout
     assert "staircases:" not in done.stdout  # measured by the first run
     parts = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
-    assert {"providers", "correctness", "staircases", "latency", "table-cpu"} <= set(parts)
+    assert {"providers", "correctness", "staircases", "latency", "precisions", "table-cpu"} <= set(parts)
     errors = [i for p in parts.values() for i in p.get("items", {}).values() if "error" in i]
     assert not errors
     assert parts["providers"]["items"]["binding"]["equal"]
@@ -83,8 +83,8 @@ def test_the_dry_run_measures_every_part_and_goes_on_where_it_was(tmp_path: Path
     for row in rows.values():
         assert set(row["groups"]) == {"all", "depth_preserving", "depth_adding"}
         assert set(row["low_rank"]["share_of_gain"]) == {"depth_preserving", "depth_adding"}
-        assert row["quantised"] is None
-        assert row["both"] is None
+    four = parts["precisions"]["items"]["resnet50 int8 b2"]["precisions"]
+    assert [column["name"] for column in four][:2] == ["original", "int8 alone"]
     environment, times = read_table(tmp_path / "table-cpu.json")
     assert environment["provider"] == "cpu"
     assert LatencyTable(tmp_path / "table-cpu.json", provider="cpu", threads=1).given

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import onnx_lowrank
@@ -108,6 +109,21 @@ def test_the_whole_model_is_predicted_where_its_time_is_known(home: Path) -> Non
     report = planned(home, write(home / "t.json", rows))
     assert report.verdict.scope == "the whole model"
     assert report.verdict.speedup.value == pytest.approx(4 * dense / (4 * dense - 3 * (dense - 0.0201)))
+
+
+def test_fp16_is_planned_from_a_table_in_fp16(home: Path) -> None:
+    table = write(home / "t.json", {WIDE: ROW}, precision="fp16")
+    report = planned(home, table, precision="fp16")
+    assert [(d.kind, d.rank) for d in report.plan.decisions] == [("svd", 32)] * 3
+    assert report.verdict.latency == "predicted"
+    assert report.verdict.precision == "fp16"
+    assert report.verdict.scope.endswith("over fp16 alone")
+    types = {t.data_type for t in onnx.load(home / "out.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    with pytest.raises(SettingsError, match="measured in fp16; give --precision fp16"):
+        planned(home, table)
+    with pytest.raises(SettingsError, match="leave --precision out"):
+        planned(home, write(home / "u.json", {WIDE: ROW}), precision="fp16")
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -44,6 +44,8 @@ def test_engines_are_kept_and_not_built_for_samples() -> None:
     assert (first, second) == ("tensorrt", ("cuda", {}))
     assert options["trt_engine_cache_path"] == "cache/tensorrt"
     assert options["trt_fp16_enable"] == "1"
+    (first, options), _ = chosen.without_engines().chain("time")
+    assert (first, options) == ("tensorrt", {"trt_fp16_enable": "1"})
     given = Provider("tensorrt", {"trt_engine_cache_enable": "0"}, folder=Path("cache"))
     assert given.chain("time")[0][1]["trt_engine_cache_enable"] == "0"
 

@@ -53,6 +53,7 @@ LEVELS: Final[dict[str, int]] = {
     "constants": 3,
     "events": 3,
     "files": 3,
+    "fragments": 3,
     "functions": 3,
     "gpu": 3,
     "graph": 3,

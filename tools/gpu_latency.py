@@ -12,7 +12,7 @@ from typing import Any
 import random_models
 from gpu_parts import Items, Suite
 
-from onnx_lowrank import measure
+from onnx_lowrank import measure, pipeline
 from onnx_lowrank.allocate import Choices
 from onnx_lowrank.files import write_model
 from onnx_lowrank.hardware import card
@@ -42,6 +42,26 @@ def latency(suite: Suite) -> Items:
                 yield f"{name} {precision} b{batch}", functools.partial(paired, suite, name, precision, batch)
 
 
+def precisions(suite: Suite) -> Items:
+    """The four models of `--precision int8`: dense, quantised, low rank, both; as the report has them."""
+    for batch in (2,) if suite.dry else (1, 32):
+        for name in ("resnet50",) if suite.dry else suite.models:
+            yield f"{name} int8 b{batch}", functools.partial(four_ways, suite, name, batch)
+
+
+def four_ways(suite: Suite, name: str, batch: int) -> dict[str, Any]:
+    """One `optimize` in int8; its four columns, the ways to int8 that were measured, and the verdict."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = pipeline.optimize(
+            suite.model(name, "fp32"), Path(folder, "out.onnx"), data=suite.data(name, 8 if suite.dry else 32),
+            provider=str(suite.provider), provider_options=suite.provider.options, precision="int8", max_loss=LOSS,
+            samples=8 if suite.dry else 32, shapes=(suite.shapes(name, batch),), refit=False,
+            cache=suite.out / "tables",
+        ).to_dict()  # fmt: skip
+    found = {key: report[key] for key in ("status", "verdict", "precisions", "ways", "warnings")}
+    return {"batch": batch, "trained": name not in random_models.MODELS, **found}
+
+
 def paired(suite: Suite, name: str, precision: str, batch: int) -> dict[str, Any]:
     """One calibration and one table; a plan, a saved file and a paired timing for each group of kinds."""
     settings = Settings(
@@ -56,7 +76,7 @@ def paired(suite: Suite, name: str, precision: str, batch: int) -> dict[str, Any
     low_rank = {**groups["all"], "share_of_gain": {group: shares[group] for group in GROUPS if group != "all"}}
     trained = name not in random_models.MODELS
     return {"batch": batch, "precision": precision, "trained": trained, "loss_limit": LOSS, "low_rank": low_rank,
-            "groups": groups, "quantised": None, "both": None}  # fmt: skip
+            "groups": groups}  # fmt: skip
 
 
 def of_group(run: Run, choices: list[Choices], allowed: Callable[[str], bool], seconds: float) -> dict[str, Any]:

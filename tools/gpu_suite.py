@@ -1,6 +1,6 @@
 """Everything that is to be measured on a card, in one command; it can be stopped and goes on where it was.
 
-python tools/gpu_suite.py --out DIR [--part providers|correctness|staircases|latency|all] [--seconds 520] [--zoo FOLDER]
+python tools/gpu_suite.py --out DIR [--part PART|all] [--seconds 520] [--zoo FOLDER]
 
 Each part writes DIR/PART.json after every item and skips the items that are there; an item that failed with an error
 stays there too, until `--retry`. A provider that does not load ends the suite at once (exit code 2). No item is begun
@@ -37,8 +37,9 @@ PARTS: dict[str, Callable[[Suite], Iterator[tuple[str, Callable[[], Any]]]]] = {
     "correctness": gpu_parts.correctness,
     "staircases": gpu_parts.staircases,
     "latency": gpu_latency.latency,
+    "precisions": gpu_latency.precisions,
 }
-FIRST_GUESS = {"providers": 15.0, "correctness": 15.0, "staircases": 10.0, "latency": 60.0}
+FIRST_GUESS = {"providers": 15.0, "correctness": 15.0, "staircases": 10.0, "latency": 60.0, "precisions": 120.0}
 """Seconds of an item on a card before one was seen."""
 
 
@@ -83,7 +84,8 @@ def export_tables(out: Path) -> None:
     for path in sorted((out / "tables").glob("latency-*.json")):
         settings, rows = read_table(path)
         options = "".join(f"-{k}-{v}" for k, v in sorted(settings.get("provider_options", {}).items()))
-        write_table(out / f"table-{settings['provider']}{options}.json", settings, rows)
+        precision = f"-{settings['precision'].replace(' ', '-')}" if settings.get("precision") else ""
+        write_table(out / f"table-{settings['provider']}{options}{precision}.json", settings, rows)
 
 
 def main() -> int:
