@@ -43,8 +43,8 @@ def explained(choices: Sequence[Choices], found: Found, limit: float) -> list[Ch
     return raised
 
 
-def _what(decision: Decision) -> tuple[str | None, int | None]:
-    return decision.kind, decision.rank
+def _what(decision: Decision) -> tuple[str | None, int | None, int]:
+    return decision.kind, decision.rank, decision.inner
 
 
 def _raised(choice: Choices, decision: Decision, loss: float) -> Choices:

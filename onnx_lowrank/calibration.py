@@ -66,6 +66,8 @@ class Fit:
 
     def serves(self, kind: Kind, geometry: Geometry, rank: int, inner: int = 0) -> bool:
         """Whether the kind can be built at a size: nested fits up to their rank, well conditioned left factors."""
+        if (kind.name, rank, inner) in self.polished:
+            return True
         if kind.split is None:
             return kind.usable(geometry, self.left(rank))
         known = self.nested.get(kind.split)

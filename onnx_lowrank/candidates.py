@@ -11,7 +11,7 @@ import numpy as np
 from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.fragment import Fragment, Kind, parse_size, size_text
+from onnx_lowrank.fragment import Fragment, Kind, Size, parse_size, size_text
 from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
@@ -32,9 +32,6 @@ MARGIN = 0.02
 _REFINEMENTS, _ON_A_CARD = 2, 5
 """Rounds of more ranks between steep edges; on a card fragments are quick, and a step is that of a wave of tiles."""
 
-Size = tuple[int, int]
-"""A rank, and the inner rank of a kind that has two, else 0."""
-
 Sizes = dict[str, set[Size]]
 """Sizes by the name of a kind."""
 
@@ -44,6 +41,8 @@ def measured_choices(
 ) -> list[Choices]:
     """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
     kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
+    # Work tells time on a CPU only; baselines know some kinds only.
+    every = settings.policy != "knapsack" or Provider.of(table.provider).on_device
     alike: dict[tuple[Geometry, ...], list[Fit]] = {}
     for site in loaded.sites:
         alike.setdefault(site.geometries, []).append(fits[site.name])
@@ -54,7 +53,7 @@ def measured_choices(
         if table.given:
             wanted[geometries] = known_sizes(geometries, same, kinds, table)
         else:
-            wanted[geometries] = first_sizes(geometries[0], same, kinds, every=settings.policy != "knapsack")
+            wanted[geometries] = first_sizes(geometries[0], same, kinds, every=every)
         times[geometries] = adaptive_times(geometries, wanted[geometries], kinds, table)
         table.save()
     progress("measure", len(alike), len(alike))
@@ -69,7 +68,7 @@ def first_sizes(geometry: Geometry, fits: Sequence[Fit], kinds: Mapping[str, Kin
     """Sizes to time first, for sites of one geometry: those that compete at one of them.
 
     Args:
-        every: also those that other kinds beat, for baselines that know some kinds only.
+        every: also those that other kinds beat.
     """
     found: Sizes = {}
     for fit in fits:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -169,6 +170,7 @@ def run() -> int:
     for number in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, number), _interrupted)
+    warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about values that are checked where they matter
     verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
     try:
         cli.main(standalone_mode=False)

@@ -103,13 +103,7 @@ def compare(
     threads = _several(choices.pop("threads", 1))
     if not threads:
         raise SettingsError("compare needs a number of threads")
-    options = choices.pop("provider_options", {})
-    one = {
-        p: {**choices, "provider": p, "provider_options": {} if p == "cpu" and len(providers) > 1 else options}
-        for p in providers
-    }
-    several = [Settings.from_table({**one[providers[0]], "threads": n}) for n in threads]
-    providers = [Settings.from_table(table).provider for table in one.values()]
+    several = [_settings(choices, provider, n) for provider in providers for n in threads]
     settings, paths = several[0], [Path(m) for m in models]
     if len(paths) < 2:
         raise SettingsError("compare needs two models or more")
@@ -120,13 +114,19 @@ def compare(
     contest.judge(
         entered, settings, lambda e, s: tolerances.extend(_outputs(entered, e, names, s) if not brief else ())
     )
-    ways = contest.configurations(providers, threads, entered.feeds)
+    ways = contest.configurations([(one.provider, one.threads) for one in several], entered.feeds)
     timed = [way for way in _ticking(ways, progress) if contest.race(entered, way, settings, len(ways))]
     progress("compare", 3, 4)
     warnings += measure.cautions([entry for e in entered.running for entry in e.latencies if entry])
     parts = {} if brief else _parts(entered, names, settings, tolerances)
     progress("compare", 4, 4)
     return _comparison(entered, settings, timed, ways, parts, command)
+
+
+def _settings(choices: dict[str, Any], provider: str, threads: int) -> Settings:
+    """Settings of one way of timing; options of a provider are not for the CPU beside it."""
+    own = {k: v for k, v in choices.items() if k != "provider_options" or provider != "cpu"}
+    return Settings.from_table({**own, "provider": provider, "threads": threads})
 
 
 def _several(given: Any) -> list[Any]:

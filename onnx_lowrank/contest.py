@@ -50,7 +50,7 @@ class Configuration:
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
         shape = {name: list(getattr(array, "shape", ())) for name, array in self.feed.items()}
-        return {"provider": self.provider, "threads": self.threads, "shape": shape}
+        return {"provider": str(self.provider), "threads": self.threads, "shape": shape}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +174,9 @@ def judge(contest: Contest, settings: Settings, visit: Any) -> None:
         raise ModelError(f"fewer than two models could be compared: {failed}")
 
 
-def configurations(providers: Sequence[str], threads: Sequence[int], feeds: Sequence[Feed]) -> list[Configuration]:
-    """Every provider with every number of threads and every set of shapes."""
-    return [Configuration(*one) for one in itertools.product(providers, threads, feeds)]
+def configurations(ways: Sequence[tuple[str, int]], feeds: Sequence[Feed]) -> list[Configuration]:
+    """Every provider and number of threads with every set of shapes."""
+    return [Configuration(*way, feed) for way, feed in itertools.product(ways, feeds)]
 
 
 def race(contest: Contest, configuration: Configuration, settings: Settings, count: int) -> bool:

@@ -56,6 +56,9 @@ The first factor reads the former, at each of the latter alike.
 
 Shapes = tuple[tuple[int, int], ...]
 
+Size = tuple[int, int]
+"""A rank, and the inner rank of a kind that has two, else 0."""
+
 
 def split_width(geometry: Geometry, split: Split) -> int:
     """Entries w of a patch that the first factor reads alike."""

@@ -149,11 +149,6 @@ class LatencyTable:
             self._rows = self._read()
 
     def _check(self, place: Path, precision: str) -> None:
-        made = self.environment.get("precision") or ""
-        if made != precision:
-            word = made.partition(" ")[0]
-            how = f"give --precision {word}" if word else "leave --precision out"
-            raise SettingsError(f"{place}: measured in {made or 'the precision of the models'}; {how}")
         there = (self.environment.get("provider"), self.environment.get("threads"))
         if there != (self.provider, self.threads):
             raise SettingsError(
@@ -163,6 +158,12 @@ class LatencyTable:
         if options != Provider.of(self.provider).options:
             words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
             raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
+        if (have := self.environment.get("precision", "")) != precision:
+            have = have or "the model's own precision"
+            raise SettingsError(
+                f"{place}: measured in {have}, not in {precision or 'its own'}; "
+                "run analyze there with the same --precision"
+            )
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:

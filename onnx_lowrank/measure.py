@@ -18,7 +18,6 @@ from onnx_lowrank.binding import Bound
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, NodeRun, Session
-from onnx_lowrank.streams import throughput
 from onnx_lowrank.timing import Ratio
 
 WARM_SECONDS = 0.5
@@ -121,7 +120,8 @@ def race(
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        stats = _with_throughput(stats, [_plain(m, feed, provider, threads, folder) for m in models], streams, seed)
+        rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
+        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
     moved = _transfers(opener(models[0]), provider)
     return [
         Latency(
@@ -154,13 +154,6 @@ def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
     """Milliseconds to move inputs and outputs; nothing where they are not bound."""
     run = opener() if Provider.of(provider).on_device else None
     return run.transfers() if isinstance(run, Bound) else {}
-
-
-def _with_throughput(
-    stats: Sequence[dict[str, Any]], runs: Sequence[Callable[[], object]], streams: int, seed: int
-) -> list[dict[str, Any]]:
-    rates = throughput(runs, streams, seed=seed)
-    return [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
 
 
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:

@@ -51,15 +51,19 @@ class Refit:
     Attributes:
         ranks: node, kind, rank and inner rank of every site that was rewritten then; later ranks may be others.
         kept: nodes.
+        near: node, rank and inner rank of factors of the same kind that were made ready beside those.
     """
 
     ranks: tuple[tuple[str, str, int, int], ...]
     kept: tuple[str, ...]
+    near: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
-    def of(cls, decisions: Iterable[Decision], kept: Iterable[str]) -> Refit:
+    def of(cls, decisions: Iterable[Decision], kept: Iterable[str], near: Iterable[tuple[str, int, int]] = ()) -> Refit:
         """The record of a repair of a plan."""
-        return cls(tuple((d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind and d.rank), tuple(kept))
+        return cls(
+            tuple((d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind and d.rank), tuple(kept), tuple(near)
+        )
 
     def plan(self, decisions: Iterable[Decision]) -> tuple[Decision, ...]:
         """The same sites with the kinds and ranks of then."""
@@ -152,7 +156,8 @@ class Plan:
 
 def _refit(row: dict[str, Any]) -> Refit:
     ranks = tuple((str(node), str(kind), int(rank), int(inner)) for node, kind, rank, inner in row["ranks"])
-    return Refit(ranks, tuple(str(node) for node in row["kept"]))
+    near = tuple((str(node), int(rank), int(inner)) for node, rank, inner in row["near"])
+    return Refit(ranks, tuple(str(node) for node in row["kept"]), near)
 
 
 def _decision(row: dict[str, Any]) -> Decision:

@@ -11,10 +11,9 @@ import scipy.linalg
 from onnx_lowrank import insitu, measure, wholes
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
 from onnx_lowrank.blame import explained
-from onnx_lowrank.candidates import MAX_ERROR, fitting, measured_choices
-from onnx_lowrank.layers import with_layers
+from onnx_lowrank.candidates import fitting
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.noise import ADDED_NOISE
+from onnx_lowrank.mixed import timed_choices
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.prediction import whole_key
@@ -23,7 +22,6 @@ from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
 from onnx_lowrank.search import search
 from onnx_lowrank.sensitivity import floored, responses
-from onnx_lowrank.sites import Why
 
 Decisions = tuple[Decision, ...]
 
@@ -35,28 +33,7 @@ _CORRECTIONS = 4  # searches again with raised estimates
 
 def choose(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times and estimated losses."""
-    choices = measured_choices(run.loaded, run.fits, run.table, run.settings, run.clock)
-    choices = with_layers(run.loaded, run.fits, run.table, choices, run.clock)
-    return _with_losses(run, [_in_precision(run, choice) for choice in choices])
-
-
-def _in_precision(run: Run, choice: Choices) -> Choices:
-    """Candidates with what 8 bits add to their error; a site that stays in float keeps its weight."""
-    if run.lowering is None or run.lowering.scheme.precision != "int8":
-        return choice
-    if choice.dense.node in run.lowering.scheme.exclude:  # its candidates were timed in the precision
-        return dataclasses.replace(choice, dense=choice.dense.keep(Why.IN_FLOAT), candidates=(), timed=())
-    fit = run.fits[choice.dense.node]
-
-    def noisy(candidate: Candidate) -> Candidate:
-        kind, rank = candidate.kind, candidate.rank
-        if kind not in ADDED_NOISE:
-            return candidate
-        added = ADDED_NOISE[kind](fit.left(rank), fit.factorization.values[:rank])
-        return dataclasses.replace(candidate, error=candidate.error + added, loss=candidate.error + added)
-
-    usable = [c for c in map(noisy, choice.candidates) if c.error <= MAX_ERROR]
-    return dataclasses.replace(choice, candidates=tuple(usable))
+    return _with_losses(run, timed_choices(run))
 
 
 def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
@@ -94,9 +71,9 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
 def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[Refit, ...]]:
     """Repair the factors; where the loss is the goal, spend what that wins on a faster plan."""
     if run.settings.speedup is not None or run.settings.size is not None:
-        found = repaired(run, decisions)
+        found = repaired(run, decisions, choices)
     else:
-        found = spent(run, decisions, lambda one: _further(run, choices, one))
+        found = spent(run, decisions, lambda one: _further(run, choices, one), choices)
     run.fits = found.fits
     if found.decisions != decisions and not run.table.given:
         run.additivity = {**run.additivity, **_prediction(run, found.decisions)}

@@ -13,7 +13,7 @@ from onnx_lowrank import synthetic
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.data import Source, open_source, split
-from onnx_lowrank.errors import DataError
+from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.functions import inlined
@@ -70,7 +70,7 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)
-    session.run(next(iter(source)))
+    _try(session, source)
     graph = Graph(file.model, file.folder)
     runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
     found = survey(graph)
@@ -80,6 +80,20 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     )
     progress("read", 1, 1)
     return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*found.kept, *dropped))
+
+
+def _try(session: Session, source: Source) -> None:
+    """Run the first sample.
+
+    Raises:
+        ModelError: the model fails on it.
+    """
+    try:
+        session.run(next(iter(source)))
+    except ModelError as fault:
+        if not source.synthetic:
+            raise
+        raise ModelError(f"{fault}; the inputs were made up: give --shape NAME:1,3,224,224 or real --data") from None
 
 
 def open_inputs(session: Session, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:

@@ -105,10 +105,11 @@ def all_names(model: onnx.ModelProto) -> set[str]:
 
 def plain_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """The tensor of a Constant node that is written as `value_float` or `value_floats`."""
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
-        value = attribute(node, name, None)
-        if value is not None:
-            return make_tensor(node.output[0], np.asarray(value, dtype))
+    for found in node.attribute:
+        if found.name == "value_float" and found.type == onnx.AttributeProto.FLOAT:
+            return make_tensor(node.output[0], np.asarray(found.f, np.float32))
+        if found.name == "value_floats" and found.type == onnx.AttributeProto.FLOATS:
+            return make_tensor(node.output[0], np.asarray(found.floats, np.float32))
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from onnx_lowrank.quantization import Range
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 
 _BINS = 2048
-_GROUP = 48  # tensors that are fetched in one run
+_GROUP = 48  # tensors that are fetched in one run, before it is known how large they are
+_GROUP_BYTES = 768 << 20
 _LEVELS = 255
 
-Samples = Iterable[Feed]
+Samples = Sequence[Feed]
 
 
 def extremes(
@@ -47,17 +48,31 @@ def _each(
     provider: str,
     add: Callable[[str, npt.NDArray[Any]], None],
 ) -> None:
-    """Call `add` with every float32 value of the named tensors; inputs of the model are taken from the samples."""
+    """Call `add` with every float32 value of the named tensors; inputs of the model are taken from the samples.
+
+    The first sample shows how large the tensors are; the others are run for as many of them at once as memory allows.
+    """
     fed = {value.name for value in model.graph.input}
-    for number, group in enumerate(grouped([n for n in names if n not in fed], lambda _: 1, _GROUP)):
+    sizes: dict[str, int] = {}
+
+    def count(group: Sequence[str], some: Samples) -> None:
         session = Session(with_outputs(model, group), provider=provider, threads=0, folder=folder)
-        for sample in samples:
-            values = dict(zip(group, session.run(sample, group), strict=True))
-            if number == 0:
-                values |= {name: sample[name] for name in names if name in fed and name in sample}
-            for name, value in values.items():
+        for sample in some:
+            for name, value in zip(group, session.run(sample, group), strict=True):
+                sizes[name] = getattr(value, "nbytes", 0)
                 if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.size:
                     add(name, value)
+
+    made = [name for name in names if name not in fed]
+    for group in grouped(made, lambda _: 1, _GROUP):
+        count(group, samples[:1])
+    if samples[1:]:
+        for group in grouped(made, sizes.__getitem__, _GROUP_BYTES):
+            count(group, samples[1:])
+    for sample in samples:
+        for name in fed.intersection(names).intersection(sample):
+            if sample[name].dtype == np.float32 and sample[name].size:
+                add(name, sample[name])
 
 
 @dataclass(frozen=True)

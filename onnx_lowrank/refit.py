@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.chains import disjoint_chains
-from onnx_lowrank.fragment import Split, split_width
+from onnx_lowrank.fragment import Size, split_width
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric, factor_gram
@@ -35,7 +35,7 @@ from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.regression import JointMoments, towards
 from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session, with_outputs
-from onnx_lowrank.separable import Separable, separable
+from onnx_lowrank.separable import separable
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
@@ -89,12 +89,14 @@ def refit(
     decisions: Sequence[Decision],
     keep: Callable[[Group, Fits], bool],
     progress: Callable[[int, int], None],
+    near: Mapping[str, Collection[Size]] | None = None,
 ) -> Fits:
     """Fits of all sites, those of the rewritten ones repaired group by group.
 
     Args:
         keep: whether a group's new fits, given with all others, are taken.
         progress: called with (groups done, groups).
+        near: other sizes of the same kinds by site, (rank, inner rank), whose factors are to be polished too.
 
     Raises:
         DataError: an activation that is not finite.
@@ -115,6 +117,7 @@ def refit(
                 site,
                 moments.pop(site.name),
                 kinds[site.name],
+                (near or {}).get(site.name, ()),
                 loaded.metrics.get(site.name),
                 known.get(site.name),
             )
@@ -193,7 +196,14 @@ def _pairs(
     return rows(x, axis), rows(y, -1)
 
 
-def _fit(site: Site, found: Collected, decision: Decision, metric: Metric | None, before: Fit | None) -> Fit:
+def _fit(
+    site: Site,
+    found: Collected,
+    decision: Decision,
+    near: Collection[Size],
+    metric: Metric | None,
+    before: Fit | None,
+) -> Fit:
     """Factors of the moved weight; the channels of a layer keep their order, which stands on all samples."""
     moments = found.moments
     weight = site.weight.astype(np.float64)
@@ -201,16 +211,22 @@ def _fit(site: Site, found: Collected, decision: Decision, metric: Metric | None
     target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
     linear = target @ moments.mean
     weighted = target if metric is None else metric.root @ target
-    kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
-    nested: dict[Split, Separable] = {}
-    size = (decision.rank or 1, decision.inner)
-    if kind is not None and kind.split is not None:
-        width, most = split_width(site.geometry, kind.split), size[1] or size[0]
-        nested[kind.split] = separable(weighted, second, moments.mean, width, moments.count, most)
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
-    fit = Fit(spectrum, moments.mean_y, linear, target, nested, metric, narrow)
-    if kind is None or (kind.split is None and not found.x):
+    fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow)
+    kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
+    if kind is None:
         return fit
-    task = Task(weighted, second, moments.mean, found.seen(site))
-    return dataclasses.replace(fit, polished={(kind.name, *size): polished(site, fit, kind, size, task)})
+    seen, polished_ = found.seen(site), {}
+    for size in sorted({(decision.rank or 1, decision.inner), *near}, reverse=True):
+        one = fit
+        if kind.split is not None:  # for each size on its own: its bits must not depend on which others are asked for
+            width, first = split_width(site.geometry, kind.split), size[1] or size[0]
+            nested = separable(weighted, second, moments.mean, width, moments.count, first)
+            one = dataclasses.replace(fit, nested={kind.split: nested})
+        if kind.split is not None or seen is not None:
+            task = Task(weighted, second, moments.mean, seen)
+            polished_[(kind.name, *size)] = polished(site, one, kind, size, task)
+        if size == (decision.rank or 1, decision.inner):
+            fit = one
+    return dataclasses.replace(fit, polished=polished_)

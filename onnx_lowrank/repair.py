@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from onnx_lowrank import measure
+from onnx_lowrank.allocate import Choices
 from onnx_lowrank.calibration import Fits
+from onnx_lowrank.fragment import Size
 from onnx_lowrank.plan import Decision, Refit
 from onnx_lowrank.refit import Group, cost, refit
 from onnx_lowrank.run import Run
@@ -33,8 +35,12 @@ class Repaired:
     loss: float
 
 
-def repaired(run: Run, decisions: Decisions) -> Repaired:
-    """Refit a plan group by group; a group that raises the loss on held-out samples keeps its old factors."""
+def repaired(run: Run, decisions: Decisions, choices: Sequence[Choices] = ()) -> Repaired:
+    """Refit a plan group by group; a group that raises the loss on held-out samples keeps its old factors.
+
+    Args:
+        choices: what the sites may become next: the next faster size of each is made ready too.
+    """
     best = before = run.loss_of(decisions)
     kept: list[str] = []
 
@@ -47,16 +53,23 @@ def repaired(run: Run, decisions: Decisions) -> Repaired:
         kept.extend(site.name for site in group)
         return True
 
-    fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of))
-    refits = (Refit.of(decisions, kept),) if kept else ()
+    near = next_faster(choices, decisions)
+    fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of), near)
+    ready = ((node, *size) for node, sizes in near.items() for size in sizes)
+    refits = (Refit.of(decisions, kept, ready),) if kept else ()
     return Repaired(decisions, refits, fits, before, best)
 
 
 def replayed(run: Run, decisions: Sequence[Decision], refits: Sequence[Refit]) -> Fits:
     """The fits of a plan whose refits are known: nothing is measured, so the same bytes come out."""
     fits = run.fits
+    plans = (*(one.plan(decisions) for one in refits), decisions)
+    asked = {(d.node, d.rank or 0, d.inner) for plan in plans for d in plan}
     for one in refits:
         names = set(one.kept)
+        near: dict[str, set[Size]] = {}
+        for node, rank, inner in asked.intersection(one.near):
+            near.setdefault(node, set()).add((rank, inner))
         fits = refit(
             run.loaded,
             run.settings,
@@ -64,8 +77,22 @@ def replayed(run: Run, decisions: Sequence[Decision], refits: Sequence[Refit]) -
             one.plan(decisions),
             lambda group, _, names=names: any(site.name in names for site in group),  # type: ignore[misc]
             lambda n, of: run.clock("refit", n, of),
+            near,
         )
     return fits
+
+
+def next_faster(choices: Sequence[Choices], decisions: Sequence[Decision]) -> dict[str, set[Size]]:
+    """The next faster size of the same kind, by site; a narrower layer takes any width as it is."""
+    known, found = {choice.dense.node: choice for choice in choices}, {}
+    for d in decisions:
+        if d.kind is None or d.partner is not None or d.node not in known:
+            continue
+        faster = [c for c in known[d.node].alone if c.kind == d.kind and c.ms < (d.ms_after or 0.0)]
+        if faster:
+            best = max(faster, key=lambda c: c.ms)
+            found[d.node] = {(best.rank, best.inner)}
+    return found
 
 
 def rounds(run: Run) -> int:
@@ -75,16 +102,22 @@ def rounds(run: Run) -> int:
     return int(min(max(_MACS / max(cost(macs, count), 1), least), most))
 
 
-def spent(run: Run, decisions: Decisions, further: Callable[[Repaired], Decisions | None]) -> Repaired:
+def spent(
+    run: Run,
+    decisions: Decisions,
+    further: Callable[[Repaired], Decisions | None],
+    choices: Sequence[Choices] = (),
+) -> Repaired:
     """Refits and faster plans in turn, as long as they pay; the loss of what is returned was measured to hold.
 
     Args:
         decisions: a plan that holds without a refit.
         further: the furthest plan whose measured loss holds with the fits of a repaired one.
+        choices: what the sites may become.
     """
     found = Repaired(decisions, (), run.fits, 0.0, 0.0)
     for _ in range(rounds(run)):
-        one = repaired(dataclasses.replace(run, fits=found.fits), found.decisions)
+        one = repaired(dataclasses.replace(run, fits=found.fits), found.decisions, choices)
         if not one.refits:
             break
         found = dataclasses.replace(one, refits=(*found.refits, *one.refits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,11 @@ def start(
     Raises:
         SettingsError: the plan is for another graph, or the disk is full.
     """
-    _check_table(settings, plan)
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
     loaded = load(path, data, settings, clock)
     if out is not None:
         check_room(out, loaded.file.bytes)
@@ -110,7 +114,7 @@ def start(
         rewritten_sites = {d.node for d in plan.rewritten} | {node for r in plan.refits for node, *_ in r.ranks}
     dtypes = {site.geometry.dtype for site in loaded.sites}
     precision = check_precision(loaded.file.model, settings.precision, dtypes, loaded.file.bytes)
-    table = None if precision else _table(settings)
+    table = None if precision else latency_table(settings)
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
     stages = _stages(loaded, settings)
@@ -130,31 +134,20 @@ def start(
     if precision is not None:
         scheme = plan.scheme if plan is not None else None
         lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
-    table = table or _table(settings, lowering)
+    table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
-    run.warnings += _cautions(run)
+    run.warnings += _warnings(loaded, table)
     return run
 
 
-def _cautions(run: Run) -> list[str]:
-    """What to know before believing the figures of a run."""
-    found, loaded, table = list[str](), run.loaded, run.table
+def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
     if loaded.shared:
-        found.append("one sample only: the loss was measured on the sample that the factors were fitted to")
+        yield "one sample only: the loss was measured on the sample that the factors were fitted to"
     if loaded.source.synthetic:
-        found.append("no data given: the loss was measured on synthetic inputs, not on real data")
+        yield "no data given: the loss was measured on synthetic inputs, not on real data"
     if table.given:
-        found.append(f"latencies are those of {table.path}, measured on {machine(table.environment)}")
-    return found
-
-
-def _check_table(settings: Settings, plan: Plan | None) -> None:
-    if plan is None and not settings.verify_latency and not settings.cache.is_file():
-        raise SettingsError(
-            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
-            "write it there with `cache export table.json` and give --cache table.json"
-        )
+        yield f"latencies are those of {table.path}, measured on {machine(table.environment)}"
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:
@@ -165,7 +158,8 @@ def _stages(loaded: Loaded, settings: Settings) -> Stages:
     return Stages(settings.resume, key)
 
 
-def _table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:
+def latency_table(settings: Settings, lowering: Lowering | None = None) -> LatencyTable:
+    """The table of times for these settings, of a precision where one is made."""
     place, where = settings.cache, {"provider": settings.provider, "threads": settings.threads}
     return LatencyTable(place, **where, seed=settings.seed, lowering=lowering)  # type: ignore[arg-type]
 

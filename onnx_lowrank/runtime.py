@@ -181,7 +181,9 @@ class Session:
         found = []
         for entry in self._session.get_inputs():
             if entry.type not in _TYPES:
-                raise ModelError(f"input '{entry.name}' is a {entry.type}; only tensors can be fed from samples")
+                raise ModelError(
+                    f"input '{entry.name}' is a {entry.type}; only tensors of numbers, booleans and strings can be fed"
+                )
             found.append((entry.name, np.dtype(_TYPES[entry.type]), tuple(entry.shape)))
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_lowrank.linalg import Array
 
-_WINDOWS, _SECONDS = 5, 0.4
+_WINDOWS, _SECONDS = 5, 0.2
 
 
 def throughput(runs: Sequence[Callable[[], object]], streams: int, *, seed: int, seconds: float = _SECONDS) -> Array:

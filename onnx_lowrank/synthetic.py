@@ -140,6 +140,8 @@ def _noise(shape: tuple[int, ...], axes: tuple[int, ...], rng: np.random.Generat
     if not shape:
         return np.ones(())
     white = rng.standard_normal(shape)
+    if not white.size:
+        return white
     grids = np.meshgrid(*(np.fft.fftfreq(shape[axis]) for axis in axes), indexing="ij")
     radius = np.sqrt(sum(np.square(grid) for grid in grids))
     if not radius.any():  # one value along every smooth axis

@@ -24,6 +24,7 @@ from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
+from onnx_lowrank.values import all_finite
 from onnx_lowrank.wellformed import fits_kernel, is_sound
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -131,8 +132,7 @@ def _values(weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | Why:
         return Why.DTYPE
     if weight.size == 0:
         return Why.EMPTY
-    wide = weight if weight.dtype.kind == "f" else weight.astype(np.float32)
-    return weight if bool(np.isfinite(wide).all()) else Why.NOT_FINITE
+    return weight if all_finite(weight) else Why.NOT_FINITE
 
 
 def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
@@ -159,11 +159,11 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if value.ndim != 2:
         return Why.MALFORMED
     weight = value if attribute(node, "transB", 0) else value.T
-    with np.errstate(over="ignore"):
-        scaled = (weight.astype(np.float64) * attribute(node, "alpha", 1.0)).astype(weight.dtype)
-    weight = scaled
-    if not np.isfinite(weight.astype(np.float64)).all():
-        return Why.NOT_FINITE
+    if (alpha := attribute(node, "alpha", 1.0)) != 1.0:  # else the weight stays where it is, mapped from its file
+        with np.errstate(over="ignore", invalid="ignore"):
+            weight = (weight.astype(np.float64) * alpha).astype(weight.dtype)
+        if not all_finite(weight):
+            return Why.NOT_FINITE
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(weight))
     if bias is None:
         return Why.BIAS

@@ -28,7 +28,10 @@ PLAN = Plan(
     shapes=((("x", (1, 3, 8, 8)),), (("x", (2, 3, 8, 8)),)),
     metric="cosine",
     output_weights=(("y", 2.0), ("z", 0.5)),
-    refits=(Refit((("a", "svd", 3, 0), ("c", "tucker", 3, 2)), ("a",)), Refit((("a", "svd", 2, 0),), ("a",))),
+    refits=(
+        Refit((("a", "svd", 3, 0), ("c", "tucker", 3, 2)), ("a",)),
+        Refit((("a", "svd", 2, 0),), ("a",), (("a", 1, 0),)),
+    ),
 )
 
 
@@ -74,7 +77,7 @@ def test_giving_back_keeps_the_others_and_says_why() -> None:
         site(extra=1),
         changed(shapes=3),
         changed(refits=[{"kept": []}]),
-        changed(refits=[{"kept": [], "ranks": [["a", "svd", "many", 0]]}]),
+        changed(refits=[{"kept": [], "near": [], "ranks": [["a", "svd", "many", 0]]}]),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(text: str) -> None:

@@ -32,13 +32,13 @@ from onnx_lowrank.sites import Geometry, Why
 CHANNELS, SIDE, RANK, LAYERS = 96, 24, 24, 3
 
 
-def save(path: Path, opset: int = 13) -> Path:
-    """Convolutions of rank 24 behind Relus; a BatchNormalization behind the first."""
+def save(path: Path, opset: int = 13, rank: int = RANK) -> Path:
+    """Convolutions of a rank behind Relus; a BatchNormalization behind the first."""
     rng = np.random.default_rng(0)
     nodes, tensors, name = [], [], "x"
     for i in range(LAYERS):
-        left, right = rng.standard_normal((CHANNELS, RANK)), rng.standard_normal((RANK, CHANNELS * 9))
-        weight = (left @ right * 1.4 / (RANK * CHANNELS * 9) ** 0.5).reshape(CHANNELS, CHANNELS, 3, 3)
+        left, right = rng.standard_normal((CHANNELS, rank)), rng.standard_normal((rank, CHANNELS * 9))
+        weight = (left @ right * 1.4 / (rank * CHANNELS * 9) ** 0.5).reshape(CHANNELS, CHANNELS, 3, 3)
         arrays = {f"w{i}": weight, f"b{i}": 0.1 * rng.standard_normal(CHANNELS)}
         if i == 0:
             arrays |= {name: rng.uniform(0.5, 1.5, CHANNELS) for name in ("gamma", "beta", "mean", "variance")}
@@ -146,6 +146,18 @@ def test_a_model_that_is_quantised_is_refused_and_else_left_alone(home: Path, re
     assert (home / "z.onnx").read_bytes() == (home / "out.onnx").read_bytes()
 
 
+def test_where_no_site_can_be_factored_int8_alone_is_written(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", rank=CHANNELS)
+    given: dict[str, Any] = {"data": str(tmp_path / "m.npz"), "cache": tmp_path / "cache", "kinds": ("conv_svd",)}
+    report = onnx_lowrank.optimize(path, tmp_path / "out.onnx", precision="int8", max_loss=2e-3, **given)
+    assert report
+    assert not report.plan.rewritten
+    assert report.verdict.reason == "no site was factored: int8 alone is the best here"
+    assert [row["name"] for row in report.to_dict()["precisions"]] == ["original", "int8 alone"]
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert loss(tmp_path / "out.onnx", tmp_path) <= 2e-3
+
+
 def test_sites_that_8_bits_cost_too_much_stay_in_float(home: Path) -> None:
     """With a limit below what int8 alone loses, some sites are left in float, and the file holds the limit."""
     given: dict[str, Any] = {"data": str(home / "m.npz"), "cache": home / "cache", "kinds": ("conv_svd",)}
@@ -155,10 +167,15 @@ def test_sites_that_8_bits_cost_too_much_stay_in_float(home: Path) -> None:
     scheme = report.plan.scheme
     assert scheme is not None
     assert scheme.exclude
-    kept = {d.node for d in report.plan.decisions if d.why is Why.IN_FLOAT}
-    assert kept == set(scheme.exclude)
+    assert set(scheme.exclude) < {d.node for d in report.plan.rewritten}, "factored in float"
     assert report.verdict.loss <= 2e-4
-    assert loss(home / "x.onnx", home) > 0
+    made = onnx.load(home / "x.onnx").graph
+    names = {t.name for t in made.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 4}
+    assert {name.partition("/")[0] for name in names} == set(scheme.exclude)
+    entry = cache.export(home / "cache", home / "int8.json", precision=scheme.label)
+    given |= {"cache": entry.path, "max_loss": 2e-4}
+    report = onnx_lowrank.analyze(home / "m.onnx", precision="int8", refit=False, **given)
+    assert {d.node for d in report.plan.decisions if d.why is Why.IN_FLOAT} == set(scheme.exclude)
 
 
 def test_a_float16_model_is_recognised(home: Path) -> None:

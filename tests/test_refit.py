@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.refit import effort, groups, refit
-from onnx_lowrank.repair import Repaired, repaired, replayed, spent
+from onnx_lowrank.repair import Repaired, next_faster, repaired, replayed, spent
 from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.settings import Settings
 
@@ -100,6 +101,61 @@ def test_what_a_repair_wins_is_spent_on_a_faster_plan_that_is_repaired_too(run: 
     assert again.build(bold).SerializeToString(deterministic=True) == there.build(bold).SerializeToString(
         deterministic=True
     )
+
+
+def pairs(inner: int) -> tuple[Decision, ...]:
+    """The 3×3 convolutions as kinds of two ranks."""
+    kinds = {f"conv{i}": ("tucker", "asym3d")[i % 2] for i in range(1, LAYERS - 1)}
+    return tuple(
+        dataclasses.replace(d, kind=kinds[d.node], rank=10, inner=inner) if d.node in kinds else d
+        for d in decisions(12)
+    )
+
+
+def choices(plan: tuple[Decision, ...]) -> list[Choices]:
+    """Each site may take the kind and the size of a plan, which is faster than what it has."""
+    undecided = [dataclasses.replace(d, kind=None, rank=None, inner=0) for d in plan]
+    return [
+        Choices(dense, (Candidate(d.kind or "", d.rank or 0, 0.1, 0.4, 0.1, inner=d.inner),))
+        for dense, d in zip(undecided, plan, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("mild", "bold"), [(decisions(20), decisions(12)), (pairs(9), pairs(6))], ids=["one", "two"])
+def test_the_next_faster_size_is_polished_along_and_replayed_to_the_bit(
+    run: Run, mild: tuple[Decision, ...], bold: tuple[Decision, ...]
+) -> None:
+    found = spent(run, mild, lambda one: faster(bold, 0.4) if one.decisions == mild else None, choices(bold))
+    assert found.decisions == faster(bold, 0.4)
+    first = found.fits["conv2"].polished
+    assert first  # of the last refit, which starts from what the first one left
+    one = repaired(run, mild, choices(bold))
+    alone = repaired(run, mild)
+    sizes = {(d.node, d.kind, d.rank, d.inner) for d in (*mild, *bold)}
+    assert {(node, *key) for node, fit in one.fits.items() for key in fit.polished} <= sizes
+    d = bold[2]
+    assert (d.kind, d.rank, d.inner) in one.fits["conv2"].polished
+    assert (d.kind, d.rank, d.inner) not in alone.fits["conv2"].polished
+    assert one.loss == alone.loss  # what is ready does not change what is there
+    for fits, refits in ((one.fits, one.refits), (found.fits, found.refits)):
+        again = dataclasses.replace(run, fits=replayed(run, bold, refits)).build(bold)
+        there = dataclasses.replace(run, fits=fits).build(bold)
+        assert again.SerializeToString(deterministic=True) == there.SerializeToString(deterministic=True)
+
+
+def test_the_next_faster_size_is_of_the_same_kind_and_site() -> None:
+    plan = faster(decisions(12), 1.0)
+    dense = Decision("conv2", "Conv", (WIDTH, WIDTH * 9), ms_before=1.0)
+    kind = plan[2].kind or ""
+    offered = (
+        Candidate(kind, 10, 0.1, 0.9, 0.1),
+        Candidate(kind, 6, 0.2, 0.5, 0.2),
+        Candidate(kind, 14, 0.05, 1.1, 0.05),
+        Candidate("pivot" if kind != "pivot" else "svd", 11, 0.1, 0.95, 0.1),
+        Candidate(kind, 11, 0.1, 0.95, 0.1, partner="conv3"),
+    )
+    assert next_faster([Choices(dense, offered)], plan) == {"conv2": {(10, 0)}}
+    assert next_faster([Choices(dense, offered[2:])], plan) == {}
 
 
 def test_a_plan_that_is_not_faster_is_not_taken(run: Run) -> None:

@@ -67,6 +67,7 @@ LEVELS: Final[dict[str, int]] = {
     "stale": 3,
     "tensors": 3,
     "unknown": 3,
+    "values": 3,
     "wellformed": 3,
     # what measures
     "attention": 4,
@@ -116,6 +117,7 @@ LEVELS: Final[dict[str, int]] = {
     "hardware": 6,
     "insitu": 6,
     "layers": 6,
+    "mixed": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,

@@ -1,0 +1,56 @@
+"""Candidates in a precision: timed in it, with what 8 bits add to their error; sites that stay in float, in float."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from onnx_lowrank.allocate import Candidate, Choices
+from onnx_lowrank.calibration import Fit
+from onnx_lowrank.candidates import MAX_ERROR, measured_choices
+from onnx_lowrank.latency import LatencyTable
+from onnx_lowrank.layers import with_layers
+from onnx_lowrank.noise import ADDED_NOISE
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.run import Run, latency_table
+from onnx_lowrank.sites import Site, Why
+
+
+def timed_choices(run: Run) -> list[Choices]:
+    """Every site's candidates with their measured times; losses are not known yet."""
+    floats = set(run.lowering.scheme.exclude) if run.lowering else set()
+    inside = [site for site in run.loaded.sites if site.name not in floats]
+    outside = [site for site in run.loaded.sites if site.name in floats]
+    found = {choice.dense.node: choice for choice in _timed(run, inside, run.table)}
+    if run.lowering is not None and run.lowering.scheme.precision == "int8":
+        found = {node: _noisy(choice, run.fits[node]) for node, choice in found.items()}
+    if outside and not run.table.given:
+        found |= {choice.dense.node: choice for choice in _timed(run, outside, latency_table(run.settings))}
+    return [found.get(site.name) or _untimed(site) for site in run.loaded.sites]
+
+
+def _timed(run: Run, sites: Sequence[Site], table: LatencyTable) -> list[Choices]:
+    """Candidates of some sites, and of the hidden layers between two of them."""
+    loaded = dataclasses.replace(run.loaded, sites=tuple(sites))
+    choices = measured_choices(loaded, run.fits, table, run.settings, run.clock)
+    return with_layers(loaded, run.fits, table, choices, run.clock)
+
+
+def _untimed(site: Site) -> Choices:
+    """A site that stays in float where only times of the precision are given."""
+    g = site.geometry
+    return Choices(Decision(site.name, g.op, (g.outputs, g.inputs)).keep(Why.IN_FLOAT), ())
+
+
+def _noisy(choice: Choices, fit: Fit) -> Choices:
+    """The candidates with what 8 bits add to their error; those that are too bad with it are none."""
+
+    def one(candidate: Candidate) -> Candidate:
+        kind, rank = candidate.kind, candidate.rank
+        if kind not in ADDED_NOISE:
+            return candidate
+        added = ADDED_NOISE[kind](fit.left(rank), fit.factorization.values[:rank])
+        return dataclasses.replace(candidate, error=candidate.error + added, loss=candidate.error + added)
+
+    usable = [c for c in map(one, choice.candidates) if c.error <= MAX_ERROR]
+    return dataclasses.replace(choice, candidates=tuple(usable))
