@@ -14,7 +14,7 @@ import onnx
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_input
+from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_groups, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.runtime import Feed, Session, with_outputs
@@ -135,6 +135,8 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     """The spectrum of a site in a metric of its output, exact at every rank, and the mean of its output."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
+    if site.geometry.groups > 1:
+        return Fit(_by_group(site, second, moments.count), moments.mean, moments.mean - site.bias_vector)
     if site.tap == "output":
         gram = shrunk(second, moments.count, lambda: weight @ weight.T)
         spectrum = factor_gram(gram if metric is None else metric.root @ gram @ metric.root)
@@ -143,6 +145,16 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     linear = weight @ moments.mean
     spectrum = factor_input(weight if metric is None else metric.root @ weight, identity)
     return Fit(spectrum, linear + site.bias_vector, linear, metric=metric)
+
+
+def _by_group(site: Site, second: Array, count: int) -> Factorization:
+    """The spectrum of a grouped convolution; what groups have in common is not used, nor who reads them."""
+    rows = site.geometry.outputs // site.geometry.groups
+    weights = site.weight.astype(np.float64).reshape(site.geometry.groups, rows, -1)
+    blocks = (second[i * rows : (i + 1) * rows, i * rows : (i + 1) * rows] for i in range(site.geometry.groups))
+    return factor_groups(
+        [shrunk(gram, count, lambda w=w: w @ w.T) for gram, w in zip(blocks, weights, strict=True)]  # type: ignore[misc]
+    )
 
 
 def shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
@@ -164,9 +176,15 @@ def shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
 
 
 def fitted(site: Site, fit: Fit, rank: int) -> tuple[Array, Array, Array]:
-    """Low rank: left N×r, right r×K and the corrected bias (N) of a site."""
+    """Low rank: left N×r, right r×K ((g·r)×K for g groups) and the corrected bias (N) of a site."""
     weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
-    left, read = fit.left(rank), fit.factorization.basis[:, :rank].T
+    left, groups = fit.left(rank), site.geometry.groups
+    if groups > 1:
+        blocks = left.reshape(groups, -1, left.shape[1])
+        right = (blocks.swapaxes(1, 2) @ weight.reshape(groups, -1, weight.shape[1])).reshape(-1, weight.shape[1])
+        computed = (blocks @ (blocks.swapaxes(1, 2) @ fit.linear.reshape(groups, -1, 1))).reshape(-1)
+        return left, right, fit.mean - computed if site.centred else site.bias_vector
+    read = fit.factorization.basis[:, :rank].T
     if fit.metric is not None:
         read = read @ fit.metric.root
     bias = correct_bias(left, read, fit.linear, fit.mean) if site.centred else site.bias_vector

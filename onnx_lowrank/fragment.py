@@ -44,8 +44,8 @@ class Fragment:
 Build = Callable[..., Fragment]
 """(geometry, factors, bias N) -> fragment.
 
-Low rank: left N×r and right r×K compute `left (right x) + bias`. Nested, of one rank: first r×(K/w), second N×(r·w);
-of two ranks: first s×(K/w), core r×(s·w), last N×r.
+Low rank: left N×r and right r×K compute `left (right x) + bias`; for g groups right is (g·r)×K. Nested, of one rank:
+first r×(K/w), second N×(r·w); of two ranks: first s×(K/w), core r×(s·w), last N×r.
 """
 
 Split = Literal["columns", "channels"]
@@ -66,11 +66,11 @@ def split_width(geometry: Geometry, split: Split) -> int:
 
 
 def _low_rank_shapes(geometry: Geometry, rank: int) -> Shapes:
-    return (geometry.outputs, rank), (rank, geometry.inputs)
+    return (geometry.outputs, rank), (geometry.groups * rank, geometry.inputs)
 
 
 def _low_rank_full(geometry: Geometry) -> int:
-    return min(geometry.outputs, geometry.inputs)
+    return min(geometry.outputs // geometry.groups, geometry.inputs)
 
 
 def _always(geometry: Geometry, left: Array) -> bool:

@@ -47,11 +47,7 @@ def processor() -> str:
 
 
 def environment(provider: str, threads: int, precision: str = "") -> dict[str, Any]:
-    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md).
-
-    Args:
-        precision: label of a scheme; empty is the model's own.
-    """
+    """What the times depend on beside the geometry; the readable key of a table (docs/tables.md)."""
     chosen = Provider.of(provider)
     found: dict[str, Any] = {"precision": precision} if precision else {}
     found |= {
@@ -107,8 +103,9 @@ def write_table(path: Path, environment: Mapping[str, Any], rows: Mapping[str, M
 
 def _held(geometry: Geometry) -> int:
     """Bytes of a fragment's activations, several times over."""
-    positions = math.prod(geometry.x_shape) / max(geometry.channels or geometry.inputs, 1)
-    channels = max(geometry.channels or geometry.inputs, geometry.outputs)
+    read = geometry.channels * geometry.groups or geometry.inputs
+    positions = math.prod(geometry.x_shape) / max(read, 1)
+    channels = max(read, geometry.outputs)
     return int(_COPIES * positions * channels * dtype_of(geometry).itemsize)
 
 
@@ -149,6 +146,11 @@ class LatencyTable:
             self._rows = self._read()
 
     def _check(self, place: Path, precision: str) -> None:
+        made = self.environment.get("precision") or ""
+        if made != precision:
+            word = made.partition(" ")[0]
+            how = f"give --precision {word}" if word else "leave --precision out"
+            raise SettingsError(f"{place}: measured in {made or 'the precision of the models'}; {how}")
         there = (self.environment.get("provider"), self.environment.get("threads"))
         if there != (self.provider, self.threads):
             raise SettingsError(
@@ -158,12 +160,6 @@ class LatencyTable:
         if options != Provider.of(self.provider).options:
             words = " ".join(f"--provider-option {k}={v}" for k, v in options.items()) or "no --provider-option"
             raise SettingsError(f"{place}: measured with other options of the provider; give {words}")
-        if (have := self.environment.get("precision", "")) != precision:
-            have = have or "the model's own precision"
-            raise SettingsError(
-                f"{place}: measured in {have}, not in {precision or 'its own'}; "
-                "run analyze there with the same --precision"
-            )
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,26 @@ def factor_gram(gram: Array) -> Factorization:
     values, vectors = scipy.linalg.eigh(gram)
     clipped = np.clip(values[::-1], 0.0, None)
     return Factorization(np.ascontiguousarray(vectors[:, ::-1]), clipped, float(clipped.sum()))
+
+
+def factor_groups(grams: Sequence[Array]) -> Factorization:
+    """Gram form of g maps side by side that share one rank: the bases one above the other, the values added up.
+
+    Args:
+        grams: second moment of each map's output, all of one size (N/g)².
+
+    Returns:
+        basis N×(N/g): the columns of each N/g rows are orthonormal.
+    """
+    found = [factor_gram(gram) for gram in grams]
+    values = np.asarray(np.sum([one.values for one in found], axis=0))
+    return Factorization(np.concatenate([one.basis for one in found]), values, float(values.sum()))
+
+
+def grouped_product(left: Array, right: Array, groups: int) -> Array:
+    """The map that two factors of g groups compute, row by row: left N×r, right (g·r)×K, product N×K."""
+    by_group = left.reshape(groups, -1, left.shape[1]) @ right.reshape(groups, left.shape[1], -1)
+    return by_group.reshape(len(left), -1)
 
 
 def factor_input(weight: Array, second: Array) -> Factorization:

@@ -18,6 +18,7 @@ from onnx_lowrank.binding import Bound
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, NodeRun, Session
+from onnx_lowrank.streams import throughput
 from onnx_lowrank.timing import Ratio
 
 WARM_SECONDS = 0.5
@@ -122,7 +123,6 @@ def race(
     if streams > 1:
         rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
         stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
-    moved = _transfers(opener(models[0]), provider)
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -136,7 +136,7 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
-            transfers=moved,
+            transfers=_transfers(opener(models[0]), provider),
         )
         for column in range(2, len(stats) + 1)
     ]

@@ -31,32 +31,34 @@ def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, in
 
 
 def sampled(x: npt.NDArray[Any], geometry: Geometry, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Patches at random output positions of a 2-D convolution: positions × (C·kh·kw), in the order of the weight.
+    """Patches at random output positions of a convolution: positions × (C·kernel), in the order of the weight.
 
     Args:
-        x: B×C×H×W.
+        x: B×C×spatial axes.
         count: at most so many; all positions when there are fewer.
     """
     return unfolded(x, geometry, positions(x.shape, geometry, count, rng))
 
 
 def positions(shape: tuple[int, ...], geometry: Geometry, count: int, rng: np.random.Generator) -> Index:
-    """Random output positions (batch, row, column) of a 2-D convolution of an input of that shape, ascending."""
-    sizes = [len_ + sum(pad) for len_, pad in zip(shape[2:], padding(geometry, shape[2:]), strict=True)]
-    axes = zip(sizes, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
-    rows, columns = ((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in axes)
-    total = shape[0] * rows * columns
+    """Random output positions (batch, one for each spatial axis) of a convolution of such an input, ascending."""
+    padded = [size + sum(pad) for size, pad in zip(shape[2:], padding(geometry, shape[2:]), strict=True)]
+    axes = zip(padded, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    sizes = (shape[0], *((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in axes))
+    total = math.prod(sizes)
     chosen = np.sort(rng.choice(total, min(count, total), replace=False))
-    return np.stack(np.unravel_index(chosen, (shape[0], rows, columns)), axis=1)
+    return np.stack(np.unravel_index(chosen, sizes), axis=1)
 
 
 def unfolded(x: npt.NDArray[Any], geometry: Geometry, where: Index) -> npt.NDArray[Any]:
-    """Patches of x (B×C×H×W) at output positions `where` (batch, row, column): positions × (C·kh·kw)."""
-    pads = padding(geometry, x.shape[2:])
-    padded = np.pad(x, ((0, 0), (0, 0), *pads))
-    (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.strides, geometry.dilations
-    batch, top, left = where.T
-    down = (top * sh)[:, None, None] + (np.arange(kh) * dh)[None, :, None]
-    right = (left * sw)[:, None, None] + (np.arange(kw) * dw)[None, None, :]
-    found = padded[batch[:, None, None], :, down, right]  # positions × kh × kw × C
-    return np.ascontiguousarray(found.transpose(0, 3, 1, 2)).reshape(len(where), -1)
+    """Patches of x (B×C×spatial axes) at output positions `where`: positions × (C·kernel)."""
+    padded = np.pad(x, ((0, 0), (0, 0), *padding(geometry, x.shape[2:])))
+    axes = len(geometry.kernel)
+    batch, *corners = where.T
+    taps = zip(corners, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    index = []
+    for axis, (corner, k, stride, dilation) in enumerate(taps):
+        along = (corner * stride)[:, None] + np.arange(k) * dilation
+        index.append(along.reshape(-1, *(k if i == axis else 1 for i in range(axes))))
+    found = padded[(batch.reshape(-1, *(1,) * axes), slice(None), *index)]  # positions × kernel × C
+    return np.ascontiguousarray(np.moveaxis(found, -1, 1)).reshape(len(where), -1)

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_lowrank.calibration import Fits, fitted, narrow_fit
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.linalg import Array
+from onnx_lowrank.linalg import Array, grouped_product
 from onnx_lowrank.metrics import RelativeLoss
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.prepare import Loaded
@@ -47,7 +47,7 @@ class Probes:
         """Loss of the outputs when one site is the best approximation of that rank."""
         site, fit = self._sites[node], self._fits[node]
         left, right, bias = fitted(site, fit, rank)
-        return self._loss(site, left @ right, bias)
+        return self._loss(site, grouped_product(left, right, site.geometry.groups), bias)
 
     def narrow_loss(self, node: str, width: int) -> float:
         """Loss of the outputs when one site reads the best so many channels of a hidden layer."""

@@ -79,7 +79,7 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) ->
 
 def _usable(site: Site) -> bool:
     g = site.geometry
-    return g.inputs <= MOST and (g.op != "Conv" or len(g.kernel) == 2)
+    return g.inputs <= MOST and g.groups == 1
 
 
 def refit(
@@ -188,8 +188,8 @@ def _pairs(
     geometry = site.geometry
     if geometry.op == "Conv":
         where = positions(x.shape, geometry, wanted, rng)
-        batch, row, column = where.T
-        return unfolded(x, geometry, where), y[batch, :, row, column]
+        batch, *corners = where.T
+        return unfolded(x, geometry, where), y[(batch, slice(None), *corners)]
     axis = 0 if geometry.trans_a else -1
     if geometry.side == "left" and len(geometry.x_shape) > 1:
         return rows(x, -2), rows(y, -2)

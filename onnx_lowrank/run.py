@@ -26,7 +26,7 @@ from onnx_lowrank.runtime import Session, version
 from onnx_lowrank.saving import check_room
 from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.validation import References
+from onnx_lowrank.validation import NewLoss, References
 from onnx_lowrank.weighing import with_metrics
 
 
@@ -97,11 +97,7 @@ def start(
     Raises:
         SettingsError: the plan is for another graph, or the disk is full.
     """
-    if plan is None and not settings.verify_latency and not settings.cache.is_file():
-        raise SettingsError(
-            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
-            "write it there with `cache export table.json` and give --cache table.json"
-        )
+    _check_table(settings, plan)
     loaded = load(path, data, settings, clock)
     if out is not None:
         check_room(out, loaded.file.bytes)
@@ -126,19 +122,21 @@ def start(
 
     metrics, fits = stages.recall("fits", calibrated)
     loaded = dataclasses.replace(loaded, metrics=metrics)
-    clock("reference", 0, 1)
-    references = References(original, loaded.held_out, counter)
-    clock("reference", 1, 1)
-    lowering: Lowering | None = None
-    ways: tuple[Way, ...] = ()
-    if precision is not None:
-        scheme = plan.scheme if plan is not None else None
-        lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
+    references = _references(original, loaded, counter, clock)
+    scheme = plan.scheme if plan is not None else None
+    lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
     table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
     run.warnings += _warnings(loaded, table)
     return run
+
+
+def _references(original: Session, loaded: Loaded, counter: NewLoss, clock: Clock) -> References:
+    clock("reference", 0, 1)
+    found = References(original, loaded.held_out, counter)
+    clock("reference", 1, 1)
+    return found
 
 
 def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
@@ -148,6 +146,14 @@ def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
         yield "no data given: the loss was measured on synthetic inputs, not on real data"
     if table.given:
         yield f"latencies are those of {table.path}, measured on {machine(table.environment)}"
+
+
+def _check_table(settings: Settings, plan: Plan | None) -> None:
+    if plan is None and not settings.verify_latency and not settings.cache.is_file():
+        raise SettingsError(
+            f"{settings.cache}: no table; --no-verify-latency plans with one of the machine that is not here: "
+            "write it there with `cache export table.json` and give --cache table.json"
+        )
 
 
 def _stages(loaded: Loaded, settings: Settings) -> Stages:

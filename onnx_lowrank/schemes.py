@@ -82,16 +82,18 @@ def choose_lowering(
     loaded: Loaded,
     settings: Settings,
     references: References,
-    precision: str,
+    precision: str | None,
     progress: Progress,
     scheme: Scheme | None,
-) -> tuple[Lowering, tuple[Way, ...]]:
-    """How the model is brought to a precision, and the ways that were measured for it.
+) -> tuple[Lowering | None, tuple[Way, ...]]:
+    """How the model is brought to a precision, None where it stays in its own, and the ways that were measured for it.
 
     Args:
         scheme: of a plan that is replayed: nothing is measured, ranges are.
     """
     folder, provider = loaded.file.folder, settings.provider
+    if precision is None:
+        return None, ()
     if precision == "fp16":
         return Lowering(Scheme("fp16"), folder, provider), ()
     few = tuple(itertools.islice(loaded.calibration, _FEW))

@@ -21,7 +21,7 @@ class Why(enum.Enum):
     WEIGHT_NOT_CONSTANT = "its weight is computed at run time"
     BATCHED = "its weight is a batch of matrices"
     VECTOR = "its weight is a vector"
-    GROUPED = "a grouped or depthwise convolution"
+    GROUPED = "a depthwise convolution, or one whose groups have one channel"
     SHARED = "its weight feeds other nodes too"
     OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
     IS_OUTPUT = "its weight is a graph output"
@@ -59,7 +59,8 @@ class Keep:
 class Geometry:
     """All that decides how fast a site runs. Hashable: equal geometries share one latency table.
 
-    `outputs` is N and `inputs` is K of the weight matrix `W (N×K)`; for a convolution `K = C·kh·kw`.
+    `outputs` is N and `inputs` is K of the weight matrix `W (N×K)`; for a convolution `K = C·kh·kw`, where C are the
+    `channels` that one group reads: with g `groups`, N/g rows of W belong to each.
     `side` tells where a MatMul has its constant, `then` which activation follows a convolution (it may be fused
     into it, so it is timed along). `x_shape` is empty until a run has shown it.
     """
@@ -79,6 +80,7 @@ class Geometry:
     pads: tuple[int, ...] = ()
     auto_pad: str = "NOTSET"
     then: str = ""
+    groups: int = 1
     x_shape: tuple[int, ...] = ()
 
     @property
@@ -94,6 +96,8 @@ class Geometry:
             "strides": list(self.strides),
             "dilations": list(self.dilations),
         }
+        if self.groups > 1:
+            found["group"] = self.groups
         if self.auto_pad == "NOTSET":
             found["pads"] = list(self.pads)
         else:
@@ -107,7 +111,8 @@ class Geometry:
         if self.op == "Conv":
             parts = zip("ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True)
             spatial = " ".join(f"{name}={','.join(map(str, values))}" for name, values in parts)
-            return f"{text} {spatial} {self.auto_pad}{' then ' + self.then if self.then else ''}"
+            groups = f" g={self.groups}" if self.groups > 1 else ""
+            return f"{text} {spatial} {self.auto_pad}{groups}{' then ' + self.then if self.then else ''}"
         return f"{text} {self.side}{' transA' if self.trans_a else ''}"
 
 
@@ -151,7 +156,8 @@ class Site:
         """`input`: moments are K×K at x; `output`: N×N at y. The smaller one, where both are possible."""
         g = self.geometry
         strided = any(s != 1 for s in g.strides) or any(p != 0 for p in g.pads) or g.auto_pad != "NOTSET"
-        return "input" if g.pointwise and not strided and g.inputs < g.outputs else "output"
+        smaller = g.groups == 1 and g.inputs < g.outputs
+        return "input" if g.pointwise and not strided and smaller else "output"
 
     @property
     def tensor(self) -> str:

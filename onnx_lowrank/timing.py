@@ -78,9 +78,9 @@ def one_round(runs: Sequence[Callable[[], object]], rng: np.random.Generator) ->
 
 
 def warm_up(runs: Sequence[Callable[[], object]], *, seconds: float, most: int = 30) -> int:
-    """Run turn about until no run beats its own best by more than 5 %; at least twice.
+    """Run turn about until no run beats its own best by more than 5 %, so at least twice.
 
-    Returns the rounds made. Stops after `most`, or after two when `seconds` of wall time are gone.
+    Returns the rounds made. Stops after `most`, or after any when `seconds` of wall time are gone.
     """
     best = np.full(len(runs), np.inf)
     end = time.perf_counter() + seconds
@@ -92,7 +92,7 @@ def warm_up(runs: Sequence[Callable[[], object]], *, seconds: float, most: int =
             now[index] = time.perf_counter() - since
         stable = done > 1 and bool(np.all(now > 0.95 * best))
         best = np.minimum(best, now)
-        if stable or (done > 1 and time.perf_counter() > end):
+        if stable or time.perf_counter() > end:
             return done
     return most
 

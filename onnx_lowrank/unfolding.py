@@ -34,7 +34,7 @@ def nested_fits(
     metrics: Mapping[str, Metric],
     progress: Callable[[int, int], None],
 ) -> dict[str, dict[Split, Separable]]:
-    """Nested approximations of 2-D convolutions, from sampled patches.
+    """Nested approximations of convolutions, from sampled patches.
 
     Args:
         sites: by name, with the largest first rank that will be asked for by split.

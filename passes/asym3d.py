@@ -7,7 +7,7 @@
 decomposition; here the second step is reduced-rank regression on the original's output). Each axis' stride, dilation
 and pads go to the factor that owns the axis, the bias to the last. Exact at s = min(C·kh, N·kw) and r = N. Cost
 Ckh·s + kw·s·r + rN multiply-adds.
-Left alone: 1-D and 3-D convolutions, kernels with an axis of one.
+Left alone: 1-D, 3-D and grouped convolutions, kernels with an axis of one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 Exact at full rank; at rank r the least squares solution on the patches of the calibration samples, found from
 the covariance of the *output* alone (Gram form, ALGORITHMS §1). Strides, pads and dilations go to the first
 Conv, the bias to the second, where the runtime fuses Conv+Add+Relu. Cost r(Ck²+N) multiply-adds.
-Left alone: 1×1 convolutions (`svd` has them), grouped ones.
+A grouped convolution becomes two of as many groups, all of the same rank (each has its own closed form): r(gCk²+N).
+Left alone: 1×1 convolutions (`svd` has them), depthwise ones.
 """
 
 from __future__ import annotations

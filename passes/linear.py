@@ -2,11 +2,12 @@
 
 x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias)
 x -[ Gemm w, b ]-> y               Gemm
-x -[ Conv 1×1 w, b ]-> y           Conv
+x -[ Conv 1×1 w, b ]-> y           Conv, of as many groups as the site
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,10 @@ def _conv(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Ar
     w, b = f"{name}.weight", f"{name}.bias"
     ones = [1] * len(geometry.kernel)
     kernel = geometry.kernel if first else tuple(ones)
-    shape = (weight.shape[0], geometry.channels if first else weight.shape[1], *kernel)
+    shape = (weight.shape[0], weight.shape[1] // math.prod(kernel), *kernel)
     constants = {w: stored(weight.reshape(shape), geometry)}
-    attributes = geometry.conv_attributes if first else {"kernel_shape": ones}
+    grouped = {"group": geometry.groups} if geometry.groups > 1 else {}
+    attributes = geometry.conv_attributes if first else {"kernel_shape": ones, **grouped}
     if bias is None:
         return (Op(name, "Conv", (x, w), y, attributes),), constants
     constants[b] = stored(bias, geometry)

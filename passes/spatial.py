@@ -8,7 +8,7 @@ Spatial SVD has neither). Each axis' stride, dilation and pads go to the factor 
 second. Exact where every filter is separable or the rank is full, min(C·kh, N·kw). Cost r(C·kh + N·kw)
 multiply-adds; where there is a horizontal stride, the first factor also computes columns that the second one skips,
 which the measured time includes.
-Left alone: 1-D and 3-D convolutions, kernels with an axis of one.
+Left alone: 1-D, 3-D and grouped convolutions, kernels with an axis of one.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def spatial_cost(geometry: Geometry, rank: int) -> int:
 
 
 def two_axes(geometry: Geometry) -> bool:
-    """A 2-D convolution whose kernel is larger than one on both axes."""
-    return geometry.op == "Conv" and len(geometry.kernel) == 2 and min(geometry.kernel) > 1
+    """A 2-D convolution of one group whose kernel is larger than one on both axes."""
+    return geometry.op == "Conv" and len(geometry.kernel) == 2 and min(geometry.kernel) > 1 and geometry.groups == 1
 
 
 def _shapes(geometry: Geometry, rank: int) -> Shapes:

@@ -176,7 +176,10 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
-    if attribute(node, "group", 1) != 1:
+    groups = int(attribute(node, "group", 1))
+    if groups < 1 or len(value) % groups:
+        return Why.MALFORMED
+    if groups > 1 and min(value.shape[1], len(value) // groups) < 2:
         return Why.GROUPED
     spatial = value.ndim - 2
     if not fits_kernel(node, value.shape[2:]):
@@ -191,6 +194,7 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         "Conv",
         folded,
         channels=value.shape[1],
+        groups=groups,
         kernel=tuple(value.shape[2:]),
         strides=tuple(attribute(node, "strides", [1] * spatial)),
         dilations=tuple(attribute(node, "dilations", [1] * spatial)),

@@ -5,6 +5,7 @@
 
 MatMul, Gemm and 1×1 Conv. Exact at full rank; at rank r the least squares solution on the calibration
 samples (ALGORITHMS §1). Strides go to the first factor, the bias to the second. Cost r(K+N) multiply-adds.
+A grouped 1×1 Conv becomes two of as many groups, all of the same rank; cost r(gK+N).
 Left alone: k×k convolutions (`conv_svd` has them).
 """
 
@@ -17,7 +18,7 @@ from onnx_lowrank.sites import Geometry
 
 
 def two_factors(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
-    """`left (right x) + bias` with left N×r, right r×K, bias N."""
+    """`left (right x) + bias` with left N×r, right (g·r)×K, bias N."""
     down, down_constants = affine(geometry, "down", X, "thin", right, None, first=True)
     up, up_constants = affine(geometry, "up", "thin", Y, left, bias, first=False)
     return Fragment((*down, *up), {**down_constants, **up_constants})
@@ -25,7 +26,7 @@ def two_factors(geometry: Geometry, left: Array, right: Array, bias: Array) -> F
 
 def two_factor_cost(geometry: Geometry, rank: int) -> int:
     """Multiply-adds per position of two factors."""
-    return rank * (geometry.inputs + geometry.outputs)
+    return rank * (geometry.groups * geometry.inputs + geometry.outputs)
 
 
 SVD = Kind(name="svd", applies=lambda geometry: geometry.pointwise, cost=two_factor_cost, build=two_factors)

@@ -8,7 +8,7 @@ factor is the HOSVD of the weight whitened by the data; with it given, the other
 regression, so that the error at every pair of ranks is known from one factorisation. Strides, pads and dilations go
 to the middle one, the bias to the last. Exact at s = C and r = N. Cost Cs + k²sr + rN multiply-adds; where there is a
 stride, the first factor also computes positions that the second one skips, which the measured time includes.
-Left alone: 1×1 convolutions, kernels that are not 2-D.
+Any number of axes. Left alone: 1×1 and grouped convolutions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _shapes(geometry: Geometry, rank: int, inner: int) -> Shapes:
 
 TUCKER = Kind(
     name="tucker",
-    applies=lambda g: g.op == "Conv" and len(g.kernel) == 2 and not g.pointwise,
+    applies=lambda geometry: geometry.op == "Conv" and not geometry.pointwise and geometry.groups == 1,
     cost=tucker_cost,
     build=three_convolutions,
     split="channels",

@@ -37,6 +37,15 @@ GEOMETRIES = {
     "same lower": dataclasses.replace(PLAIN, kernel=(2, 4), inputs=40, auto_pad="SAME_LOWER", pads=(0, 0, 0, 0)),
     "valid": dataclasses.replace(PLAIN, auto_pad="VALID", pads=(0, 0, 0, 0)),
 }
+OTHER_AXES = {
+    "line": dataclasses.replace(
+        PLAIN, inputs=25, kernel=(5,), strides=(2,), dilations=(1,), pads=(1, 2), x_shape=(3, 5, 41)
+    ),
+    "volume": dataclasses.replace(
+        PLAIN, inputs=40, kernel=(2, 1, 4), strides=(1, 1, 2), dilations=(2, 1, 1), pads=(1, 0, 2, 0, 0, 1),
+        x_shape=(2, 5, 5, 3, 9),
+    ),
+}  # fmt: skip
 cases = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 EPS = float(np.finfo(np.float32).eps)
 
@@ -49,7 +58,8 @@ def in_float32(geometry: Geometry) -> Geometry:
 def data(geometry: Geometry, seed: int = 0) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Correlated input, weight N×K and bias."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal(geometry.x_shape).cumsum(axis=2) + rng.standard_normal((1, geometry.channels, 1, 1))
+    ones = (1,) * len(geometry.kernel)
+    x = rng.standard_normal(geometry.x_shape).cumsum(axis=2) + rng.standard_normal((1, geometry.channels, *ones))
     return x, rng.standard_normal((geometry.outputs, geometry.inputs)), rng.standard_normal(geometry.outputs)
 
 
@@ -68,7 +78,7 @@ def fit(
     return separable(weight, moments.covariance, moments.mean, width, moments.count, ranks)
 
 
-@cases
+@pytest.mark.parametrize("geometry", (GEOMETRIES | OTHER_AXES).values(), ids=GEOMETRIES | OTHER_AXES)
 def test_all_patches_times_the_weight_are_the_convolution(geometry: Geometry) -> None:
     x, weight, bias = data(geometry)
     y = convolved(geometry, x, weight, bias)
@@ -158,8 +168,10 @@ def site_of(geometry: Geometry, x: npt.NDArray[Any], kind: Kind) -> tuple[Site, 
     return Site("s", geometry, weight, bias, "x", "y", (0,)), Fit(spectrum, linear + bias, linear, nested=nested)
 
 
-@two_ranks
-@cases
+PAIRS = [(kind, g) for kind in (ASYM3D, TUCKER) for g in (GEOMETRIES | OTHER_AXES).values() if kind.applies(g)]
+
+
+@pytest.mark.parametrize(("kind", "geometry"), PAIRS)
 def test_the_error_at_every_pair_of_ranks_is_the_one_on_the_data(kind: Kind, geometry: Geometry) -> None:
     """Of the fragment that is built, run over all positions; corrected for the coefficients fitted to them."""
     x, weight, bias = data(geometry)

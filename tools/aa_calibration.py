@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,8 @@ def run(model: Path, data: Path, seed: int) -> tuple[dict[str, Any], dict[str, A
     report = json.loads(done.stdout)
     timed = report["models"][1]["latency"]
     row = {"seed": seed, **{key: timed[key] for key in ("ratio", "ratio_ci", "aa_ratio_ci", "clock")}}
-    return row | {"p50_ms": timed["before"]["p50_ms"], "sessions": len(timed["rounds_by_session"])}, report[
-        "environment"
-    ]
+    row |= {"p50_ms": timed["before"]["p50_ms"], "sessions": len(timed["rounds_by_session"])}
+    return row | {"load_average": round(os.getloadavg()[0], 2)}, report["environment"]
 
 
 def contains_one(row: dict[str, Any]) -> bool:

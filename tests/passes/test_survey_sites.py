@@ -66,7 +66,7 @@ def rewritten(model: onnx.ModelProto) -> list[onnx.ModelProto]:
     g, weight = site.geometry, site.weight.astype(np.float64)
     fragments = {"dense": dense_fragment(g, weight, site.bias_vector)}
     for kind in KINDS:
-        if kind.applies(g) and kind.name not in ("pivot", "spatial"):
+        if kind.applies(g) and kind.split is None and kind.name != "pivot":
             fragments[kind.name] = kind.build(g, np.eye(g.outputs), weight, site.bias_vector)
     assert len(fragments) == 2
     made = []
