@@ -19,7 +19,9 @@ from onnx_lowrank.fragments import copies_for, fragment_model
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.svd import SVD
+from onnx_lowrank.precision import Lowering
 from onnx_lowrank.runtime import Feed, Session, node_times
+from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.sites import Geometry
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -75,6 +77,18 @@ def test_copies_of_a_fragment_are_not_merged_and_compute_the_same(geometry: Geom
     np.testing.assert_array_equal(outputs[0], alone)
     np.testing.assert_array_equal(outputs[2], alone)
     assert not np.array_equal(outputs[1], alone)
+
+
+def test_copies_of_a_fragment_go_to_fp16_together() -> None:
+    rng = np.random.default_rng(0)
+    fragment = dense_fragment(CONV, rng.standard_normal((8, 36)), rng.standard_normal(8))
+    x = rng.standard_normal(CONV.x_shape).astype(np.float32)
+    lowering = Lowering(Scheme("fp16"), Path(), "cpu")
+    one, three = (lowering.fragment(fragment_model(fragment, CONV, n), x) for n in (1, 3))
+    assert sorted(three[1]) == ["x", "x_1", "x_2"]
+    (alone,) = Session(one[0]).run(one[1])
+    for output in Session(three[0]).run(three[1]):  # the CPU may choose another order of sums for each
+        np.testing.assert_allclose(output, alone, atol=float(np.finfo(np.float16).eps * abs(alone).max()))
 
 
 def test_a_run_of_copies_takes_about_a_millisecond() -> None:
