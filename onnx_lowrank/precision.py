@@ -13,10 +13,10 @@ import onnx
 from onnx import helper
 
 from onnx_lowrank import quantization
-from onnx_lowrank.balance import balance, correct_biases, scaling, thin_tensors
+from onnx_lowrank.balance import Spread, balance, correct_biases, scaling, thin_tensors
 from onnx_lowrank.normal import normal
 from onnx_lowrank.quantization import OPSET, Range
-from onnx_lowrank.ranges import Channels, by_channel, extremes
+from onnx_lowrank.ranges import by_channel, extremes
 from onnx_lowrank.runtime import Feed
 from onnx_lowrank.scheme import Scheme
 
@@ -97,7 +97,7 @@ class Lowering:
         for thin in pairs:
             if exclude.isdisjoint((plain.graph.node[thin.down].name, plain.graph.node[thin.up].name)):
                 found = channels[thin.tensor]
-                scale, centre = scaling(found.low, found.high, middle=thin.pointwise)
+                scale, centre = scaling(plain.graph, thin, found)
                 balance(plain.graph, thin, scale, centre)
                 channels[thin.tensor] = _scaled(found, scale, centre)
         for name, found in channels.items():
@@ -125,8 +125,9 @@ class Lowering:
         return _in_bytes(made, x, name)
 
 
-def _scaled(found: Channels, scale: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Channels:
-    return Channels(*((value - centre) / scale for value in (found.low, found.high, found.mean)))
+def _scaled(found: Spread, scale: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Spread:
+    low, high, mean = ((value - centre) / scale for value in (found.low, found.high, found.mean))
+    return Spread(low, high, mean, (found.power - 2 * centre * found.mean + centre**2) / scale**2)
 
 
 def _made(graph: onnx.GraphProto) -> list[str]:
