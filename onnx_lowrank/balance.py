@@ -3,10 +3,9 @@
 before   x -[ down  r×K, b ]- t -[ up  N×r, c ]-> y
 after    x -[ down / s, (b − m) / s ]- (t − m) / s -[ up · s, c + up m ]-> y
 
-The channels of t have falling variances, and one scale has to do for all of them. With `s` half the range of each
-channel and `m` its middle every channel uses all 255 levels. Of all scalings this one gives the least noise at y:
-the noise of channel i reaches y as `‖up_i‖ s_i`, and no s_i may be less than half the range over the common one.
-The middle is moved only where that is exact: a pointwise second convolution.
+The channels of t have falling variances, and one step has to do for all of them, and one for each row of `up`. `s` is a
+power of the channels' ranges, the one with the least noise at y (`noise.balanced_scale`). `m` is the middle of a
+channel's range; it is moved only where that is exact: a pointwise second convolution.
 """
 
 from __future__ import annotations
@@ -20,9 +19,20 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.noise import balanced_scale
 from onnx_lowrank.protos import attribute, reads
 
 Weights = dict[str, npt.NDArray[np.floating]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Least, largest and mean value, and mean square, of every channel of a tensor."""
+
+    low: Array
+    high: Array
+    mean: Array
+    power: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +94,22 @@ def _pointwise(node: onnx.NodeProto) -> bool:
     return node.op_type == "Conv" and all(k == 1 for k in kernel) and not any(attribute(node, "pads", [0]))
 
 
-def scaling(low: Array, high: Array, *, middle: bool) -> tuple[Array, Array]:
-    """Scale and middle of every channel: half the range and its centre, or the largest magnitude and 0.
+def scaling(graph: onnx.GraphProto, thin: Thin, found: Spread) -> tuple[Array, Array]:
+    """Scale and middle of every channel, for the least noise behind the second node.
 
     Args:
-        low, high: extremes by channel.
-        middle: whether the centre may be moved.
+        found: extremes, means and mean squares by channel.
     """
-    centre = (low + high) / 2 if middle else np.zeros_like(low)
-    half = np.maximum(high - centre, centre - low)
+    centre = (found.low + found.high) / 2 if thin.pointwise else np.zeros_like(found.low)
+    half = np.maximum(found.high - centre, centre - found.low)
     largest = float(half.max(initial=0.0))
-    return np.maximum(half, largest * 1e-4) if largest > 0 else np.ones_like(half), centre
+    if largest <= 0:
+        return np.ones_like(half), centre
+    power = np.maximum(found.power - 2 * centre * found.mean + centre**2, 0.0)
+    weight = next(t for t in graph.initializer if t.name == graph.node[thin.up].input[1])
+    second = np.moveaxis(_value(weight), thin.columns, 1)
+    second = second.reshape(*second.shape[:2], -1)
+    return balanced_scale(second, np.maximum(half, largest * 1e-4), power)[0], centre
 
 
 def balance(graph: onnx.GraphProto, thin: Thin, scale: Array, centre: Array) -> None:

@@ -14,7 +14,33 @@ import numpy as np
 from onnx_lowrank.linalg import Array, end_pivots
 
 _PEAK = 6.0  # largest value of an activation, in standard deviations
+_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ACTIVATION, _WEIGHT = 255.0, 127.0  # levels of an unsigned tensor over its range, of a signed weight over half of it
+
+
+def balanced_scale(second: Array, half: Array, power: Array) -> tuple[Array, float]:
+    """Scales of the channels between two factors with the least noise at the output, and that noise.
+
+    With channels divided by s and the second factor's columns multiplied by it, activations are rounded with the step
+    of the widest channel, `max(half / s)`, and every row of the second factor with the step of its largest entry. The
+    first asks for s as the ranges are, the second for smaller differences: s is a power of the ranges between 0 and 1.
+
+    Args:
+        second: N×r×taps.
+        half: half the range of each channel, r, above 0.
+        power: mean square of each channel, r.
+    """
+    best = (np.ones_like(half), np.inf)
+    for exponent in _EXPONENTS:
+        scale = (half / half.max()) ** exponent
+        columns = second * scale[None, :, None]
+        step = 2 * float((half / scale).max()) / _ACTIVATION
+        largest = np.abs(columns).max((1, 2)) / _WEIGHT
+        activations = float(np.sum(columns**2)) * step**2 / 12
+        weights = float(np.sum(largest**2)) / 12 * second.shape[2] * float(np.sum(power / scale**2))
+        if activations + weights < best[1]:
+            best = (scale * float((half / scale).max()), activations + weights)
+    return best
 
 
 def factor_noise(left: Array, values: Array) -> float:
@@ -27,11 +53,8 @@ def factor_noise(left: Array, values: Array) -> float:
     power = float(np.sum(left**2 @ values))
     if power <= 0:
         return 0.0
-    spread = np.sqrt(np.maximum(values, values.max(initial=0.0) * 1e-8))
-    balanced = left * spread * _PEAK  # weight of the second factor: every channel of t then has a range of ±1
-    activations = float(np.sum(balanced**2)) * (2 / _ACTIVATION) ** 2 / 12
-    weights = float(np.sum((np.abs(balanced).max(1) / _WEIGHT) ** 2)) / 12 * len(values) / _PEAK**2
-    return float((activations + weights) / power)
+    variance = np.maximum(values, values.max() * 1e-8)
+    return balanced_scale(left[:, :, None], _PEAK * np.sqrt(variance), variance)[1] / power
 
 
 def pivot_noise(left: Array, values: Array) -> float:

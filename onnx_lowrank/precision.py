@@ -13,10 +13,10 @@ import onnx
 from onnx import helper
 
 from onnx_lowrank import quantization
-from onnx_lowrank.balance import balance, correct_biases, scaling, thin_tensors
+from onnx_lowrank.balance import Spread, balance, correct_biases, scaling, thin_tensors
 from onnx_lowrank.normal import normal
 from onnx_lowrank.quantization import OPSET, Range
-from onnx_lowrank.ranges import Channels, by_channel, extremes
+from onnx_lowrank.ranges import by_channel, extremes
 from onnx_lowrank.runtime import Feed
 from onnx_lowrank.scheme import Scheme
 
@@ -97,7 +97,7 @@ class Lowering:
         for thin in pairs:
             if exclude.isdisjoint((plain.graph.node[thin.down].name, plain.graph.node[thin.up].name)):
                 found = channels[thin.tensor]
-                scale, centre = scaling(found.low, found.high, middle=thin.pointwise)
+                scale, centre = scaling(plain.graph, thin, found)
                 balance(plain.graph, thin, scale, centre)
                 channels[thin.tensor] = _scaled(found, scale, centre)
         for name, found in channels.items():
@@ -108,11 +108,14 @@ class Lowering:
         return ranges
 
     def fragment(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, Feed]:
-        """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input."""
-        (name,) = (value.name for value in model.graph.input)
+        """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input.
+
+        In fp16 that may be several copies side by side, each with an input of its own.
+        """
+        names = [value.name for value in model.graph.input]
         if self.scheme.precision == "fp16":
-            small = quantization.half(model)
-            return small, {name: x}
+            return quantization.half(model), dict.fromkeys(names, x)
+        (name,) = names
         plain = normal(model, self._folder, OPSET)
         floats = [*_made(plain.graph), name]
         if self.scheme.method == "dynamic":
@@ -122,8 +125,9 @@ class Lowering:
         return _in_bytes(made, x, name)
 
 
-def _scaled(found: Channels, scale: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Channels:
-    return Channels(*((value - centre) / scale for value in (found.low, found.high, found.mean)))
+def _scaled(found: Spread, scale: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Spread:
+    low, high, mean = ((value - centre) / scale for value in (found.low, found.high, found.mean))
+    return Spread(low, high, mean, (found.power - 2 * centre * found.mean + centre**2) / scale**2)
 
 
 def _made(graph: onnx.GraphProto) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_lowrank.balance import Spread
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.quantization import Range
@@ -114,19 +115,10 @@ def histograms(
     return {name: Histogram(*ends[name], counts) for name, counts in found.items()}
 
 
-@dataclass(frozen=True)
-class Channels:
-    """Least, largest and mean value of every channel of a tensor."""
-
-    low: Array
-    high: Array
-    mean: Array
-
-
 def by_channel(
     model: onnx.ModelProto, folder: Path, samples: Samples, axes: Mapping[str, int], provider: str
-) -> dict[str, Channels]:
-    """Extremes and means by channel.
+) -> dict[str, Spread]:
+    """Extremes, means and mean squares by channel.
 
     Args:
         axes: the axis of the channels, by tensor.
@@ -134,13 +126,14 @@ def by_channel(
     found: dict[str, list[Array]] = {}
 
     def add(name: str, value: npt.NDArray[Any]) -> None:
-        rows = np.moveaxis(value, axes[name], 0).reshape(value.shape[axes[name]], -1)
-        low, high, mean = rows.min(1).astype(float), rows.max(1).astype(float), rows.mean(1, dtype=np.float64)
+        rows = np.moveaxis(value, axes[name], 0).reshape(value.shape[axes[name]], -1).astype(np.float64)
+        low, high, mean, power = rows.min(1), rows.max(1), rows.mean(1), np.mean(rows**2, 1)
         if name not in found:
-            found[name] = [low, high, mean, np.ones(1)]
+            found[name] = [low, high, mean, power, np.ones(1)]
         else:
             known = found[name]
-            found[name] = [np.minimum(known[0], low), np.maximum(known[1], high), known[2] + mean, known[3] + 1]
+            ends = [np.minimum(known[0], low), np.maximum(known[1], high)]
+            found[name] = [*ends, known[2] + mean, known[3] + power, known[4] + 1]
 
     _each(model, folder, samples, list(axes), provider, add)
-    return {name: Channels(low, high, total / count) for name, (low, high, total, count) in found.items()}
+    return {n: Spread(low, high, total / k, squares / k) for n, (low, high, total, squares, k) in found.items()}

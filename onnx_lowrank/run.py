@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session, version
 from onnx_lowrank.saving import check_room
+from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import NewLoss, References
@@ -117,13 +119,28 @@ def start(
     metrics, fits = stages.recall("fits", lambda: _calibrated(loaded, settings, clock, rewritten_sites, decided))
     loaded = dataclasses.replace(loaded, metrics=metrics)
     references = _references(original, loaded, counter, clock)
-    scheme = plan.scheme if plan is not None else None
-    lowering, ways = choose_lowering(loaded, settings, references, precision, _stage(clock), scheme)
+    lower = functools.partial(choose_lowering, loaded, settings, references, precision, _stage(clock))
+    lowering, ways = _lowering(lower, plan.scheme if plan else None, stages if precision else Stages(None, ""))
     table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
     run.warnings += _warnings(loaded, table)
     return run
+
+
+def _lowering(
+    lower: Callable[[Scheme | None], tuple[Lowering | None, tuple[Way, ...]]], planned: Scheme | None, stages: Stages
+) -> tuple[Lowering | None, tuple[Way, ...]]:
+    """The lowering of a plan, or the one that an earlier run has chosen, or a new one."""
+    fresh: list[Lowering | None] = []
+
+    def made() -> tuple[Scheme | None, tuple[Way, ...]]:
+        lowering, ways = lower(planned)
+        fresh.append(lowering)
+        return lowering.scheme if lowering else None, ways
+
+    scheme, ways = stages.recall("scheme", made)
+    return fresh[0] if fresh else lower(scheme)[0], ways
 
 
 def _calibrated(

@@ -12,6 +12,7 @@ import onnx
 
 from onnx_lowrank import measure, timing
 from onnx_lowrank.errors import ModelError, SettingsError
+from onnx_lowrank.latency import read_table
 from onnx_lowrank.normal import normal
 from onnx_lowrank.precision import Lowering, Statistics
 from onnx_lowrank.prepare import Loaded
@@ -189,8 +190,14 @@ def _allowed(settings: Settings) -> float:
 
 
 def _best(ways: Sequence[Way], settings: Settings) -> Way:
-    """The fastest of those that leave room for low rank; the one with the least loss where none does."""
+    """The fastest of those that leave room for low rank; the one with the least loss where none does.
+
+    A given table of times decides the way: its times are of no other.
+    """
     timed = [way for way in ways if np.isfinite(way.ms)]
+    if settings.cache.is_file():
+        label = read_table(settings.cache)[0].get("precision", "")
+        timed = [way for way in timed if way.scheme.label == label] or timed
     fits = [way for way in timed if way.loss <= _allowed(settings)]
     return min(fits, key=_slowness) if fits else min(timed, key=lambda way: (way.loss, way.ms))
 

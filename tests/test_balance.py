@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_lowrank.balance import balance, correct_biases, rounded, scaling, thin_tensors
-from onnx_lowrank.noise import factor_noise, pivot_noise
+from onnx_lowrank.balance import Spread, balance, correct_biases, rounded, scaling, thin_tensors
+from onnx_lowrank.noise import balanced_scale, factor_noise, pivot_noise
 from onnx_lowrank.runtime import Session
 
 CONVS = """<ir_version: 8, opset_import: ["" : 13]>
@@ -45,27 +45,45 @@ def run(given: onnx.ModelProto, x: npt.NDArray[Any], name: str = "y") -> npt.NDA
     return np.asarray(Session(copy, optimize=False).run({"x": x})[0])
 
 
+def spread(thin: npt.NDArray[Any]) -> Spread:
+    """Of r×positions."""
+    wide = thin.astype(np.float64)
+    return Spread(wide.min(1), wide.max(1), wide.mean(1), np.mean(wide**2, 1))
+
+
 @pytest.mark.parametrize("wide", [False, True])
-def test_the_product_stays_and_channels_get_one_range(wide: bool) -> None:
+def test_the_product_stays_and_the_widest_channel_has_range_one(wide: bool) -> None:
     rng = np.random.default_rng(0)
     pair = convs(rng, wide)
     x = rng.standard_normal((1, 4, 6, 6)).astype(np.float32) + 1
     before, thin = run(pair, x), run(pair, x, "t")[0].reshape(3, -1)
     (found,) = thin_tensors(pair.graph)
     assert found.pointwise is not wide
-    scale, centre = scaling(thin.min(1).astype(float), thin.max(1).astype(float), middle=found.pointwise)
+    scale, centre = scaling(pair.graph, found, spread(thin))
+    assert centre.any() == found.pointwise, "a border of zeros stands for 0: no constant may be taken out before it"
     balance(pair.graph, found, scale, centre)
     np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=2e-5 * np.abs(before).max())
     largest = np.abs(run(pair, x, "t")[0]).reshape(3, -1).max(1)
-    np.testing.assert_allclose(largest, 1.0, rtol=1e-5)
+    assert largest.max() == pytest.approx(1.0, rel=1e-5)
+    assert largest.min() > np.abs(thin).max(1).min() / np.abs(thin).max(), "ranges are nearer to each other"
 
 
-def test_a_second_factor_that_pads_keeps_the_middle_where_it_is() -> None:
-    """A border of zeros stands for the value 0: no constant may be taken out before it."""
-    _, centre = scaling(np.array([2.0, -1.0]), np.array([4.0, 3.0]), middle=False)
-    assert not centre.any()
-    scale, centre = scaling(np.array([2.0, -1.0]), np.array([4.0, 3.0]), middle=True)
-    assert (scale.tolist(), centre.tolist()) == ([1.0, 2.0], [3.0, 1.0])
+def test_a_loud_channel_takes_the_scale_that_rounding_asks_for() -> None:
+    """Weights that would be rounded away keep their levels: the power is below one where one channel is far louder."""
+    rng = np.random.default_rng(7)
+    second, half = rng.standard_normal((32, 24, 3)), np.geomspace(100, 1, 24)
+    scale, least = balanced_scale(second, half, (half / 2) ** 2)
+    exponent = np.log(scale[0] / scale[-1]) / np.log(half[0] / half[-1])
+    assert 0 < exponent < 1
+    thin = rng.uniform(-1, 1, (6000, 24)) * half
+    exact = thin @ second[:, :, 0].T
+    losses = {}
+    for name, s in (("none", np.ones(24)), ("chosen", scale), ("ranges", half)):
+        step = 2 * (half / s).max() / 255
+        rounded_thin = np.rint(thin / s / step) * step
+        losses[name] = float(np.mean((rounded_thin @ rounded(second[:, :, 0] * s).T - exact) ** 2))
+    assert losses["chosen"] < min(losses["none"], losses["ranges"])
+    assert least / 32 / 3 == pytest.approx(losses["chosen"], rel=0.6)
 
 
 def test_a_pair_of_matmuls_is_balanced() -> None:
