@@ -11,16 +11,14 @@ can be compared.
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank import measure
+from bench_rows import run_models, with_ratios
+
 from onnx_lowrank.files import write_model
 from onnx_lowrank.planning import choose, decide_plan
-from onnx_lowrank.report import environment
 from onnx_lowrank.run import Clock, start
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import POLICY_NAMES, Settings
@@ -43,23 +41,8 @@ def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
             rows.append(row | {"rewritten": len(plan.rewritten), "sites": len(plan.decisions)})
             paths.append(path)
             print(rows[-1], flush=True)
-        raced = measure.race([model, *paths], run.loaded.feeds[0], provider="cpu", threads=1, seed=0, seconds=120.0)
-    for row, timed in zip(rows, raced, strict=True):
-        row |= {"ratio": timed.ratio.value, "ratio_ci": [timed.ratio.low, timed.ratio.high]}
-        row |= {"aa_ratio_ci": [timed.aa.low, timed.aa.high], "runs": timed.before["runs"]}
-        print(row, flush=True)
-    return rows
-
-
-def main() -> None:
-    """Run the models, write the JSON after each."""
-    folder, target = Path(sys.argv[1]), Path(sys.argv[2])
-    table: dict[str, Any] = {"environment": environment(), "rows": []}
-    for word in sys.argv[3:]:
-        name, _, limit = word.partition("=")
-        table["rows"] += rows_of(folder / f"{name}.onnx", float(limit))
-        target.write_text(json.dumps(table, indent=1) + "\n")
+        return with_ratios(rows, model, paths, run.loaded.feeds[0])
 
 
 if __name__ == "__main__":
-    main()
+    run_models(rows_of)
