@@ -137,13 +137,22 @@ def middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
-def losses(rows: Sequence[tuple[str, float]], limit: float | None) -> str:
+LOSSES: Final = {
+    "relative": "relative squared error of the outputs",
+    "cosine": "1 − cosine of the outputs",
+    "top1": "share of positions with another largest entry",
+    "kl": "KL divergence, nats",
+}
+"""What a loss is in words; the user's own has the name of its function."""
+
+
+def losses(rows: Sequence[tuple[str, float]], limit: float | None, metric: str = "relative") -> str:
     """Loss of each model on a common scale, with the limit."""
     if not rows:
         return ""
     axis = svg.linear([*(v for _, v in rows), limit or 0.0, 1e-12], 6, _RIGHT, zero=True)
     bottom = 40.0 * len(rows) + 14
-    parts = [svg.x_axis(axis, 14, bottom, "loss: relative squared error of the outputs")]
+    parts = [svg.x_axis(axis, 14, bottom, f"loss: {middle(LOSSES.get(metric, metric), 50)}")]
     for i, (name, loss) in enumerate(rows):
         y = 40.0 * i + 30
         parts.append(svg.label(6, y - 6, f"{middle(name, 44)}: {figures.short(loss)}", "name"))

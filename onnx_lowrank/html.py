@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx_lowrank import breakdowns, charts, figures, fourways, partcharts, timings, tradeoffs, verdicts, views
 from onnx_lowrank.errors import RuntimeMissing
+from onnx_lowrank.verdicts import metric_of
 
 
 def html(report: Mapping[str, Any]) -> str:
@@ -78,7 +79,9 @@ def _report(report: Mapping[str, Any]) -> dict[str, Any]:
             **_timed(report, known),
             "frontier": tradeoffs.frontier(report),
             "sites": charts.sites(report),
-            "losses": charts.losses([("rewritten", float(found["loss"]))], limit) if measured else "",
+            "losses": charts.losses([("rewritten", float(found["loss"]))], limit, metric_of(report))
+            if measured
+            else "",
             "samples": partcharts.sample_losses([("rewritten", report.get("sample_losses") or ())], limit),
         },
     }
@@ -108,7 +111,7 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
             **_timed(report, known),
             "frontier": tradeoffs.models(points),
             "sites": "",
-            "losses": charts.losses([(n, float(v)) for n, v in rows if n != first], None),
+            "losses": charts.losses([(n, float(v)) for n, v in rows if n != first], None, metric_of(report)),
             "samples": partcharts.sample_losses(_samples(report, names, first), None),
         },
     }
@@ -119,6 +122,8 @@ def _common(report: Mapping[str, Any], known: list[timings.Timing]) -> dict[str,
         "verdict": verdicts.verdict(report),
         "warnings": verdicts.warnings(report),
         "timings": known,
+        "metric": metric_of(report),
+        "metric_words": charts.LOSSES.get(metric_of(report), metric_of(report)),
         "latency": views.latency(report),
         "precisions": fourways.precisions(report),
         "accuracy": breakdowns.accuracy(report),

@@ -14,7 +14,7 @@ import numpy as np
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.staircase import TILE
 
-_RUNGS = 8
+_RUNGS = 10
 LARGEST = 0.2
 """Error above which a pair of ranks is not timed: it takes many sites to spend so much, and rungs are few."""
 _AXIS = 16  # values of each rank that are looked at

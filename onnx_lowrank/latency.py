@@ -232,7 +232,7 @@ class LatencyTable:
 
     def _copies(self, geometry: Geometry, dense: Fragment) -> int:
         """How many copies of a fragment are timed in one graph: on a card the dense one takes a millisecond then."""
-        if not Provider.of(self.provider).on_device:
+        if not Provider.of(self.provider).on_device or (self._lowering and self._lowering.scheme.precision == "int8"):
             return 1
         weights = sum(array.nbytes for array in dense.constants.values())
         return copies_for(self._time(geometry, {DENSE: dense}, 1)[DENSE], _held(geometry) + weights)
@@ -248,7 +248,6 @@ class LatencyTable:
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment], copies: int) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        copies = copies if self._lowering is None else 1
         made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
         where: dict[str, Any] = {
             "provider": Provider.of(self.provider).without_engines(),

@@ -236,7 +236,7 @@ def multiply_adds(runs: dict[int, NodeRun]) -> int:
         outputs = math.prod(run.output_shapes[0]) if run.output_shapes else 0
         if run.op == "Conv":
             total += outputs * math.prod(run.input_shapes[1][1:])
-        elif run.op in ("MatMul", "MatMulInteger"):
+        elif run.op in ("MatMul", "MatMulInteger", "FusedMatMul"):
             total += outputs * run.input_shapes[0][-1]
         elif run.op == "Gemm":
             total += outputs * math.prod(run.input_shapes[0]) // max(run.output_shapes[0][0], 1)

@@ -108,11 +108,14 @@ class Lowering:
         return ranges
 
     def fragment(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, Feed]:
-        """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input."""
-        (name,) = (value.name for value in model.graph.input)
+        """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input.
+
+        In fp16 that may be several copies side by side, each with an input of its own.
+        """
+        names = [value.name for value in model.graph.input]
         if self.scheme.precision == "fp16":
-            small = quantization.half(model)
-            return small, {name: x}
+            return quantization.half(model), dict.fromkeys(names, x)
+        (name,) = names
         plain = normal(model, self._folder, OPSET)
         floats = [*_made(plain.graph), name]
         if self.scheme.method == "dynamic":

@@ -190,12 +190,12 @@ def calibrate(
 def _fitted_rank(kind: Kind, geometry: Geometry) -> int:
     """Ranks near the break-even of multiply-adds are never faster, and what is kept grows with their square.
 
-    Two equal ranks that take half of the work bound the inner one.
+    Two equal ranks that take three tenths of the work bound the inner one: above that a kind of one rank is better.
     """
     if kind.inner_full is not None:
-        half = geometry.outputs * geometry.inputs // 2
+        limit = geometry.outputs * geometry.inputs * 3 // 10
         most = min(kind.full(geometry), kind.inner_full(geometry))
-        return next((r for r in range(most, 1, -1) if kind.macs(geometry, r, r) <= half), 1)
+        return next((r for r in range(most, 1, -1) if kind.macs(geometry, r, r) <= limit), 1)
     return max(kind.max_rank(geometry) * 3 // 4, 1)
 
 

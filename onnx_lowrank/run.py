@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,7 @@ def start(
     original = Session(path, provider=settings.provider, threads=0)
     counter = new_loss(settings.metric, original.output_names, settings.output_weights)
     stages = _stages(loaded, settings)
-
-    def calibrated() -> tuple[Mapping[str, Metric], Fits]:
-        clock("weigh", 0, 1)
-        weighed = with_metrics(loaded, settings, rewritten_sites)
-        return weighed.metrics, calibrate(weighed, settings, clock, decided)
-
-    metrics, fits = stages.recall("fits", calibrated)
+    metrics, fits = stages.recall("fits", lambda: _calibrated(loaded, settings, clock, rewritten_sites, decided))
     loaded = dataclasses.replace(loaded, metrics=metrics)
     references = _references(original, loaded, counter, clock)
     lower = functools.partial(choose_lowering, loaded, settings, references, precision, _stage(clock))
@@ -147,6 +141,19 @@ def _lowering(
 
     scheme, ways = stages.recall("scheme", made)
     return fresh[0] if fresh else lower(scheme)[0], ways
+
+
+def _calibrated(
+    loaded: Loaded,
+    settings: Settings,
+    clock: Clock,
+    names: Collection[str] | None,
+    decided: Mapping[str, Sequence[str]] | None,
+) -> tuple[Mapping[str, Metric], Fits]:
+    """Metrics of the sites' outputs (of the named ones, where names are given), and all fits."""
+    clock("weigh", 0, 1)
+    weighed = with_metrics(loaded, settings, names)
+    return weighed.metrics, calibrate(weighed, settings, clock, decided)
 
 
 def _references(original: Session, loaded: Loaded, counter: NewLoss, clock: Clock) -> References:

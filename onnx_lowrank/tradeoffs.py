@@ -121,7 +121,7 @@ def staircase(title: str, times: Json, users: Sequence[Json]) -> str:
     return svg.drawing(f"Milliseconds by rank, {title}", bottom + 40, *parts)
 
 
-_KINDS: Final = ("svd", "conv_svd", "pivot", "spatial", "tucker", "branch", "monarch", "shared", "nystrom", "heads")
+_KINDS: Final = ("svd", "conv_svd", "pivot", "spatial", "tucker", "asym3d", "branch", "shared", "nystrom", "heads")
 
 
 def _class(kind: str) -> str:

@@ -79,6 +79,11 @@ def _name(path: Any) -> str:
     return str(path or figures.MISSING).replace("\\", "/").rpartition("/")[2]
 
 
+def metric_of(report: Json) -> str:
+    """What the loss is."""
+    return str((report.get("verdict") or report).get("metric") or "relative")
+
+
 def _of_comparison(report: Json) -> Verdict:
     timed = timings(report)
     ratios = timed[0].ratios if timed else ()
@@ -95,7 +100,8 @@ def _of_comparison(report: Json) -> Verdict:
     line = f"95 % interval {figures.interval((best.low, best.high))}"
     losses = {n: row.get("loss") for n, row in zip(names, report["models"], strict=True)}
     if figures.finite(losses.get(best.name)):
-        line += f" · its outputs differ from the first model's by {figures.short(losses[best.name], 2)} (relative)"
+        gap = figures.short(losses[best.name], 2)
+        line += f" · its outputs differ from the first model's by {gap} ({metric_of(report)})"
     if best.low > 1:
         return Verdict("comparison", "good", subject, f"{best.name}: {figures.ratio(best.value)} faster", line, where)
     if best.high < 1:

@@ -9,9 +9,9 @@ import onnx
 
 from onnx_lowrank.errors import ModelError
 
-_ARITY: Final = {"MatMul": (2, 2), "Gemm": (2, 3), "Conv": (2, 3), "ConvTranspose": (2, 3)}
+_ARITY: Final = {"MatMul": (2, 2), "FusedMatMul": (2, 2), "Gemm": (2, 3), "Conv": (2, 3), "ConvTranspose": (2, 3)}
 _TYPES: Final = {
-    **dict.fromkeys(("group", "transA", "transB"), onnx.AttributeProto.INT),
+    **dict.fromkeys(("group", "transA", "transB", "transBatchA", "transBatchB"), onnx.AttributeProto.INT),
     **dict.fromkeys(("alpha", "beta"), onnx.AttributeProto.FLOAT),
     **dict.fromkeys(("kernel_shape", "strides", "dilations", "pads"), onnx.AttributeProto.INTS),
     "auto_pad": onnx.AttributeProto.STRING,

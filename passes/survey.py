@@ -1,6 +1,7 @@
 """Find the sites: every node of the model is a site, or stays with a reason from a closed list.
 
     MatMul   x·B or B·x with B constant and 2-D; an Add of a constant bias that follows is taken in
+             com.microsoft FusedMatMul, any transB and alpha, becomes one too; not transA, transBatchA, transBatchB
     Gemm     x'·B' with constant B and C, any transA, transB, alpha, beta
     Conv     1-D, 2-D, 3-D, any stride, dilation, pad; a BatchNormalization that follows is folded in
 
@@ -29,9 +30,11 @@ from onnx_lowrank.wellformed import fits_kernel, is_sound
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LINEAR = ("MatMul", "Gemm", "Conv")
+_FUSED = ("FusedMatMul", "com.microsoft")
+_TURNED = ("transA", "transBatchA", "transBatchB")
 _OTHER_LINEAR = (
     *("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
-    *("DeformConv", "FusedMatMul", "FusedConv", "FusedGemm", "TransposeMatMul", "Attention", "MultiHeadAttention"),
+    *("DeformConv", "FusedConv", "FusedGemm", "TransposeMatMul", "Attention", "MultiHeadAttention"),
     *("QAttention", "MatMulNBits", "DynamicQuantizeMatMul", "QGemm"),
 )
 
@@ -64,7 +67,7 @@ def _look(graph: Graph, position: int) -> Site | Keep:
     node = graph.protos[position]
     why = _refusal(graph, node)
     if why is None:
-        read = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
+        read = {"MatMul": _matmul, "FusedMatMul": _fused_matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
         result = read(graph, position, node)
         if isinstance(result, Site):
             return dataclasses.replace(result, joins=_joins(graph, result.y))
@@ -78,9 +81,10 @@ def _weight_name(graph: Graph, node: onnx.NodeProto) -> str | None:
 
 
 def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
-    if node.op_type in _OTHER_LINEAR:
+    fused = (node.op_type, node.domain) == _FUSED
+    if node.op_type in _OTHER_LINEAR or (fused and any(attribute(node, name, 0) for name in _TURNED)):
         return Why.UNSUPPORTED_OP
-    if node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx"):
+    if not fused and (node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx")):
         return Why.NOT_LINEAR
     if graph.opset < 7:
         return Why.OPSET
@@ -152,18 +156,38 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     return Site(graph.names[position], geometry, folded.weight, folded.bias, x, folded.y, folded.nodes)
 
 
+def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+    value = _values(graph.constants.value(node.input[1]))
+    if isinstance(value, Why):
+        return value
+    if value.ndim != 2:
+        return Why.VECTOR if value.ndim < 2 else Why.BATCHED
+    weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
+    if weight is None:
+        return Why.NOT_FINITE
+    folded = fold_bias(graph, Folded(weight, None, (position,), node.output[0]))
+    geometry = _geometry(graph, "MatMul", folded, side="right", bias=folded.bias is not None)
+    return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
+
+
+def _scaled(weight: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any] | None:
+    """`alpha` times a weight in its own type; None where that is not finite."""
+    if alpha == 1.0:  # the weight stays where it is, mapped from its file
+        return weight
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = (weight.astype(np.float64) * alpha).astype(weight.dtype)
+    return found if all_finite(found) else None
+
+
 def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
     if value.ndim != 2:
         return Why.MALFORMED
-    weight = value if attribute(node, "transB", 0) else value.T
-    if (alpha := attribute(node, "alpha", 1.0)) != 1.0:  # else the weight stays where it is, mapped from its file
-        with np.errstate(over="ignore", invalid="ignore"):
-            weight = (weight.astype(np.float64) * alpha).astype(weight.dtype)
-        if not all_finite(weight):
-            return Why.NOT_FINITE
+    weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
+    if weight is None:
+        return Why.NOT_FINITE
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(weight))
     if bias is None:
         return Why.BIAS
@@ -177,7 +201,7 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if isinstance(value, Why):
         return value
     groups = int(attribute(node, "group", 1))
-    if groups < 1 or len(value) % groups:
+    if value.ndim < 3 or groups < 1 or len(value) % groups:
         return Why.MALFORMED
     if groups > 1 and min(value.shape[1], len(value) // groups) < 2:
         return Why.GROUPED

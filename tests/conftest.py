@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+
+hypothesis.settings.register_profile("busy", deadline=None)  # no test may fail because the machine is busy
+hypothesis.settings.load_profile("busy")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -9,12 +10,18 @@ import numpy as np
 import onnx.parser
 import pytest
 
+import onnx_lowrank
+from onnx_lowrank import providers
+from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.fragment import Fragment
 from onnx_lowrank.fragments import copies_for, fragment_model
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.svd import SVD
-from onnx_lowrank.runtime import Session, node_times
+from onnx_lowrank.precision import Lowering
+from onnx_lowrank.runtime import Feed, Session, node_times
+from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.sites import Geometry
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -72,6 +79,18 @@ def test_copies_of_a_fragment_are_not_merged_and_compute_the_same(geometry: Geom
     assert not np.array_equal(outputs[1], alone)
 
 
+def test_copies_of_a_fragment_go_to_fp16_together() -> None:
+    rng = np.random.default_rng(0)
+    fragment = dense_fragment(CONV, rng.standard_normal((8, 36)), rng.standard_normal(8))
+    x = rng.standard_normal(CONV.x_shape).astype(np.float32)
+    lowering = Lowering(Scheme("fp16"), Path(), "cpu")
+    one, three = (lowering.fragment(fragment_model(fragment, CONV, n), x) for n in (1, 3))
+    assert sorted(three[1]) == ["x", "x_1", "x_2"]
+    (alone,) = Session(one[0]).run(one[1])
+    for output in Session(three[0]).run(three[1]):  # the CPU may choose another order of sums for each
+        np.testing.assert_allclose(output, alone, atol=float(np.finfo(np.float16).eps * abs(alone).max()))
+
+
 def test_a_run_of_copies_takes_about_a_millisecond() -> None:
     assert copies_for(2.0, 1) == 1
     assert copies_for(0.3, 1) == 4
@@ -103,3 +122,31 @@ def test_the_time_of_copies_is_that_of_one(tmp_path: Path, monkeypatch: pytest.M
     dense = dense_fragment(GEMM, np.ones((32, 16)), np.zeros(32))
     thin = SVD.build(GEMM, np.ones((32, 4)), np.ones((4, 16)), np.zeros(32))
     assert table._time(GEMM, {DENSE: dense, "svd 4": thin}, 5) == {DENSE: 1.0, "svd 4": 2.0}
+
+
+def test_the_path_of_a_card_is_walked_on_the_cpu(
+    tmp_path: Path, low_rank_model: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a card changes, with the CPU in its place: copies of fragments, bound runs, transfers, first opening."""
+    copies: list[int] = []
+
+    def bound(self: Session, feed: Feed) -> Bound:
+        return Bound(self._ort, self._session, feed, self.output_names, ("cpu", 0))
+
+    def counted(fragment: Fragment, geometry: Geometry, count: int = 1) -> onnx.ModelProto:
+        copies.append(count)
+        return fragment_model(fragment, geometry, count)
+
+    monkeypatch.setattr(providers, "NVIDIA", ("cpu",))
+    monkeypatch.setattr(Session, "bound", bound)
+    monkeypatch.setattr("onnx_lowrank.latency.fragment_model", counted)
+    low_rank_model(tmp_path / "wide.onnx")
+    report = onnx_lowrank.optimize(
+        tmp_path / "wide.onnx", tmp_path / "out.onnx", data=tmp_path / "wide.npz", cache=tmp_path / "cache", refit=False
+    ).to_dict()
+    assert report["status"] == "optimized"
+    assert set(report["latency"][0]["transfers"]) == {"inputs_ms", "outputs_ms"}
+    assert min(copies) == 1
+    assert 1 < max(copies) <= 64
+    (row,) = (row for key, row in report["staircases"].items() if key.startswith("MatMul"))
+    assert min(row.values()) < row["dense"]

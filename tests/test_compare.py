@@ -23,6 +23,7 @@ from onnx_lowrank.errors import LowRankError, RequirementError, SettingsError
 from onnx_lowrank.html import html
 from onnx_lowrank.labels import file_names
 from onnx_lowrank.markdown import markdown
+from tests.test_html import Page, check
 
 if TYPE_CHECKING:
     from tests.conftest import Written
@@ -93,7 +94,12 @@ def test_every_shape_and_number_of_threads_is_timed(models: Path) -> None:
         assert entry["after"]["streams_per_second"] > 0
     assert any("a shape was not timed" in w and "2,7" in w for w in data["warnings"])
     assert any("not timed on cuda" in w for w in data["warnings"])
-    assert 'id="table-matrix"' in html(data)
+    rows = Page(html(data)).rows("matrix")
+    for cells, entry in zip(rows, (row["latency"], *row["latencies"]), strict=True):
+        for cell, value in zip(
+            cells[1:], (entry["before"]["p50_ms"], entry["after"]["p50_ms"], entry["ratio"]), strict=True
+        ):
+            check(cell, value)
     assert "accuracy" not in data
 
 
@@ -209,7 +215,22 @@ def test_a_loss_that_is_no_longer_finite_fails(pair: dict[str, Any]) -> None:
     now["models"][1]["loss"] = None
     found = regressions.change(now, pair, against="old.json", limit=0.05)
     assert judged(found)[("two.onnx", "loss")] == "worse"
-    assert "Since old.json" in html({**now, "change": found})
+    page = html({**now, "change": found})
+    assert "Since old.json" in page
+    for cells, row in zip(Page(page).rows("change"), found["rows"], strict=True):
+        for cell, key in zip(cells[3:6], ("before", "now", "worse_by"), strict=True):
+            check(cell, row[key])
+
+
+def test_a_users_metric_is_the_loss_of_the_page(models: Path) -> None:
+    (models / "mine.py").write_text("def gap(y, z):\n    return float(abs(y['y'] - z['y']).max())\n")
+    data = compared(models, "one.onnx", "two.onnx", metric=f"{models / 'mine.py'}:gap", brief=True)
+    assert data["metric"].endswith("mine.py:gap")
+    assert data["models"][1]["loss"] > 0
+    assert data["models"][1]["loss"] == pytest.approx(np.mean(data["models"][1]["sample_losses"]))
+    page = html(data)
+    assert "Σ‖y − ŷ‖²" not in page
+    assert "mine.py:gap" in page
 
 
 def test_another_machine_is_a_warning(pair: dict[str, Any]) -> None:

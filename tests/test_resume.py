@@ -110,11 +110,14 @@ def test_the_key_follows_model_data_and_settings(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, low_rank_model: Callable[..., None]) -> None:
     low_rank_model(tmp_path / "wide.onnx")
-    words = ["optimize", "wide.onnx", "-d", "wide.npz", "-q", "--cache", "cache"]
+    tool = [sys.executable, "-m", "onnx_lowrank"]
+    analyze = [*tool, "analyze", "wide.onnx", "-d", "wide.npz", "-q", "--no-refit", "--cache", "cache"]
+    for command in (analyze, [*tool, "cache", "export", "table.json", "--cache", "cache"]):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    words = ["optimize", "wide.onnx", "-d", "wide.npz", "-q", "--cache", "table.json", "--no-verify-latency"]
 
     def process(out: str, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "onnx_lowrank", *words, "-o", out, *more]
-        return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([*tool, *words, "-o", out, *more], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
     first = process("a.onnx")
     assert first.wait(120) == 0, first.communicate()[1]
@@ -130,5 +133,5 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, low_rank_model: 
     assert resumed.wait(120) == 0, resumed.communicate()[1]
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"wide.onnx", "wide.npz", "a.onnx", "b.onnx", "cache", "stages"}
+    assert names == {"wide.onnx", "wide.npz", "a.onnx", "b.onnx", "cache", "stages", "table.json"}
     assert sorted(p.name.split("-")[0] for p in (tmp_path / "stages").iterdir()) == ["choices", "fits", "plan"]

@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="just this seed, with its traceback")
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("-q", "--quiet", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         os.environ["ONNX_LOWRANK_CACHE"] = f"{scratch}/cache"

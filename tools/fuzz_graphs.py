@@ -162,9 +162,9 @@ def _tucker(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
     g = site.geometry
     inner = g.channels if full else rng.randint(1, g.channels)
     first, last = _mixing(g.channels, inner, rng, full).T, _mixing(g.outputs, rank, rng, full)
-    weight = site.weight.astype(np.float64).reshape(g.outputs, g.channels, *g.kernel)
-    core = np.einsum("ncij,sc,nr->rsij", weight, first, last)
-    product = np.einsum("sc,rsij,nr->ncij", first, core, last)
+    weight = site.weight.astype(np.float64).reshape(g.outputs, g.channels, -1)
+    core = np.einsum("nct,sc,nr->rst", weight, first, last)
+    product = np.einsum("sc,rst,nr->nct", first, core, last)
     return (first, core.reshape(rank, -1), last), product.reshape(g.outputs, -1)
 
 

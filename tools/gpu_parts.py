@@ -201,6 +201,11 @@ def geometries(suite: Suite) -> dict[str, Geometry]:
     return found
 
 
+def typed(geometry: Geometry, dtype: str) -> Geometry:
+    """The same in another type; ONNX has convolutions in bfloat16 from operator set 22 on."""
+    return dataclasses.replace(geometry, dtype=dtype, opset=22 if dtype == "bfloat16" else geometry.opset)
+
+
 def staircases(suite: Suite) -> Items:
     """Milliseconds by rank, the edges, and the multiple that the hardware rewards."""
     kinds = {kind.name: kind for kind in KINDS if kind.name in ("svd", "pivot", "conv_svd", "spatial")}
@@ -226,4 +231,4 @@ def staircases(suite: Suite) -> Items:
         precisions |= {"fp16": ("float16", {}), "bf16": ("bfloat16", {})}
     for label, (dtype, options) in precisions.items():
         for name, geometry in geometries(suite).items():
-            yield f"{label} {name}", functools.partial(measured, dataclasses.replace(geometry, dtype=dtype), options)
+            yield f"{label} {name}", functools.partial(measured, typed(geometry, dtype), options)

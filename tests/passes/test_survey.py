@@ -117,6 +117,7 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
     (Why.MALFORMED, "y = Gemm <transB = 1.0> (x, w)", {}, untouched),
     (Why.MALFORMED, "y = Gemm(x, w)", {"weights": ONE}, untouched),
     (Why.MALFORMED, "y = Conv <pads = [1, 1, 1]> (x, w)", {"weights": KERNEL}, untouched),
+    (Why.MALFORMED, "y = Conv(x, w)", {"weights": "float w = {1}"}, untouched),
     (Why.MALFORMED, "y = Conv <strides = [0]> (x, w)", {"weights": KERNEL}, untouched),
     (Why.MALFORMED, 'y = Conv <auto_pad = "SAME"> (x, w)', {"weights": KERNEL}, untouched),
     (Why.NOT_FINITE, MATMUL, {"weights": ONE}, filled(np.nan)),

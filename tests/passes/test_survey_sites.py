@@ -19,7 +19,7 @@ from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
-from onnx_lowrank.sites import Site
+from onnx_lowrank.sites import Site, Why
 
 Array = npt.NDArray[Any]
 EPS = float(np.finfo(np.float32).eps)
@@ -46,7 +46,9 @@ def model_of(
         [helper.make_empty_tensor_value_info(name) for name in outputs],
         [make_tensor(name, array) for name, array in arrays.items() if name != "x"],
     )
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
+    domains = sorted({node.domain for node in nodes if node.domain})
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    model = helper.make_model(graph, ir_version=8, opset_imports=opsets)
     return onnx.shape_inference.infer_shapes(model)
 
 
@@ -290,3 +292,45 @@ def test_a_normalization_with_computed_constants_stays() -> None:
     model.graph.node.insert(0, helper.make_node("Relu", ["beta"], ["computed"]))
     model.graph.node[2].input[2] = "computed"
     assert only_site(model).nodes == (1,)
+
+
+@pytest.mark.parametrize(("turned", "alpha"), [(0, 1.0), (1, 1.0), (0, 0.5), (1, -2.0)])
+def test_a_fused_matmul_is_a_matmul(turned: int, alpha: float) -> None:
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["t"], domain="com.microsoft", transB=turned, alpha=alpha),
+        helper.make_node("Add", ["b", "t"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": X, "w": W.T.copy() if turned else W, "b": B})
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [5, 3]))
+    site = only_site(model)
+    assert (site.geometry.op, site.geometry.bias, len(site.nodes)) == ("MatMul", True, 2)
+    assert (site.weight == alpha * W.T).all()
+    before = run(model, X)[0]
+    for after in rewritten(model):
+        assert [node.op_type for node in after.graph.node if node.domain] == []
+        assert run(after, X)[0] == pytest.approx(before, abs=100 * EPS * float(np.abs(before).max()))
+
+
+@pytest.mark.parametrize("turned", ["transA", "transBatchA", "transBatchB"])
+def test_a_fused_matmul_that_turns_its_input_stays(turned: str) -> None:
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft")
+    node.attribute.append(helper.make_attribute(turned, 1))
+    model = model_of([node], {"x": X.T.copy(), "w": W})
+    found = survey(Graph(model, Path()))
+    assert found.sites == ()
+    assert [keep.why for keep in found.kept] == [Why.UNSUPPORTED_OP]
+
+
+@pytest.mark.parametrize(
+    ("weight", "alpha", "why"),
+    [
+        (np.ones(4, np.float32), 1.0, Why.VECTOR),
+        (np.ones((1, 4, 3), np.float32), 1.0, Why.BATCHED),
+        (np.full((4, 3), 1e38, np.float32), 10.0, Why.NOT_FINITE),
+        (np.ones((4, 3), np.int32), 1.0, Why.DTYPE),
+    ],
+)
+def test_a_fused_matmul_stays_for_the_reasons_of_a_matmul(weight: Array, alpha: float, why: Why) -> None:
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", alpha=alpha)
+    found = survey(Graph(model_of([node], {"x": X, "w": weight}), Path()))
+    assert [keep.why for keep in found.kept] == [why]
