@@ -38,7 +38,12 @@ def save(path: Path, opset: int = 13, rank: int = RANK) -> Path:
     nodes, tensors, name = [], [], "x"
     for i in range(LAYERS):
         left, right = rng.standard_normal((CHANNELS, rank)), rng.standard_normal((rank, CHANNELS * 9))
-        weight = (left @ right * 1.4 / (rank * CHANNELS * 9) ** 0.5).reshape(CHANNELS, CHANNELS, 3, 3)
+        if rank == CHANNELS:  # a flat spectrum: every rank costs its share
+            left, right = np.eye(CHANNELS), np.linalg.qr(right.T)[0].T * (CHANNELS * 9) ** 0.5
+            rank_scale = CHANNELS * 9
+        else:
+            rank_scale = rank * CHANNELS * 9
+        weight = (left @ right * 1.4 / rank_scale**0.5).reshape(CHANNELS, CHANNELS, 3, 3)
         arrays = {f"w{i}": weight, f"b{i}": 0.1 * rng.standard_normal(CHANNELS)}
         if i == 0:
             arrays |= {name: rng.uniform(0.5, 1.5, CHANNELS) for name in ("gamma", "beta", "mean", "variance")}
