@@ -19,7 +19,7 @@ from onnx_lowrank.report import Report
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 MODELS = ("minilm-l3", "vgg16")
-LIMIT, SAMPLES = 0.01, 64
+LIMIT, SAMPLES = 0.01, 40
 CHOICES: dict[str, Any] = {"max_loss": LIMIT, "samples": SAMPLES}
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Fuzz onnx-lowrank: random graphs through the rewriting, broken files through the loader and the command line.
 
     tools/fuzz.py graphs --cases 2000 --seed 0          # every tenth through optimize
