@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A model of 2.8 GB with external data: analyse and optimise two of its sites; peak memory and seconds of each step.
 
     tools/big_model.py DIR --json docs/benchmarks/big-model.json

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Kill `optimize` at random times: OUT is never partial, and `--resume` gives the bytes of an undisturbed run.
 
     tools/kill_test.py --kills 100 --seed 0

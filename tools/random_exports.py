@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Random-weight architectures from transformers configs, exported by torch, through `optimize` with made-up inputs.
 
     tools/random_exports.py DIR --json docs/benchmarks/random-exports.json
