@@ -14,6 +14,8 @@ from onnx_lowrank.rectified import rectified
 from onnx_lowrank.separable import nested_least_squares
 from onnx_lowrank.sites import Site
 
+_MOST = 2400  # entries of a patch: above, alternating takes most of a refit's time and wins a twentieth of the error
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
@@ -48,10 +50,11 @@ class Task:
 def polished(site: Site, fit: Fit, kind: Kind, size: tuple[int, int], task: Task) -> tuple[Array, ...]:
     """The factors of a kind at a size (rank, inner rank), and last the bias (N).
 
-    Nested factors are alternated in the metric of the data; then the last factor is fitted to what a ReLU lets through.
+    Nested factors are alternated in the metric of the data, unless the patches are too wide; then the last factor is
+    fitted to what a ReLU lets through.
     """
     rank, inner = size
-    if kind.split is not None:
+    if kind.split is not None and site.geometry.inputs <= _MOST:
         width, known = split_width(site.geometry, kind.split), fit.nested[kind.split]
         first = alternated(task.weight, task.covariance, known.vertical[: inner or rank], width, rank if inner else 0)
         better = nested_least_squares(task.weight, task.covariance, task.mean, width, known.count, first)
