@@ -32,18 +32,13 @@ from onnx_lowrank.sites import Geometry, Why
 CHANNELS, SIDE, RANK, LAYERS = 96, 24, 24, 3
 
 
-def save(path: Path, opset: int = 13, rank: int = RANK) -> Path:
+def save(path: Path, opset: int = 13) -> Path:
     """Convolutions of a rank behind Relus; a BatchNormalization behind the first."""
     rng = np.random.default_rng(0)
     nodes, tensors, name = [], [], "x"
     for i in range(LAYERS):
-        left, right = rng.standard_normal((CHANNELS, rank)), rng.standard_normal((rank, CHANNELS * 9))
-        if rank == CHANNELS:  # a flat spectrum: every rank costs its share
-            left, right = np.eye(CHANNELS), np.linalg.qr(right.T)[0].T * (CHANNELS * 9) ** 0.5
-            rank_scale = CHANNELS * 9
-        else:
-            rank_scale = rank * CHANNELS * 9
-        weight = (left @ right * 1.4 / rank_scale**0.5).reshape(CHANNELS, CHANNELS, 3, 3)
+        left, right = rng.standard_normal((CHANNELS, RANK)), rng.standard_normal((RANK, CHANNELS * 9))
+        weight = (left @ right * 1.4 / (RANK * CHANNELS * 9) ** 0.5).reshape(CHANNELS, CHANNELS, 3, 3)
         arrays = {f"w{i}": weight, f"b{i}": 0.1 * rng.standard_normal(CHANNELS)}
         if i == 0:
             arrays |= {name: rng.uniform(0.5, 1.5, CHANNELS) for name in ("gamma", "beta", "mean", "variance")}
@@ -152,8 +147,8 @@ def test_a_model_that_is_quantised_is_refused_and_else_left_alone(home: Path, re
 
 
 def test_where_no_site_can_be_factored_int8_alone_is_written(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.onnx", rank=CHANNELS)
-    given: dict[str, Any] = {"data": str(tmp_path / "m.npz"), "cache": tmp_path / "cache", "kinds": ("conv_svd",)}
+    path = save(tmp_path / "m.onnx")
+    given: dict[str, Any] = {"data": str(tmp_path / "m.npz"), "cache": tmp_path / "cache", "kinds": ("svd",)}  # of 1×1
     report = onnx_lowrank.optimize(path, tmp_path / "out.onnx", precision="int8", max_loss=2e-3, **given)
     assert report
     assert not report.plan.rewritten
