@@ -93,6 +93,9 @@ class Settings:
     provenance: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("cache", "resume"):  # from Python they may come as text
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         self._check_goal()
         self._check_metric()
         self._check_provider()
