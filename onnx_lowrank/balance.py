@@ -1,11 +1,14 @@
-"""Two factors made fit for 8 bits: what passes between them gets channels of equal range, and the product stays.
+"""Two factors made fit for 8 bits: what passes between them gets channels alike, and the product stays.
 
 before   x -[ down  r×K, b ]- t -[ up  N×r, c ]-> y
+mixed    x -[ M down, M b ]- M t -[ up M⁻¹, c ]-> y
 after    x -[ down / s, (b − m) / s ]- (t − m) / s -[ up · s, c + up m ]-> y
 
-The channels of t have falling variances, and one step has to do for all of them, and one for each row of `up`. `s` is a
-power of the channels' ranges, the one with the least noise at y (`noise.balanced_scale`). `m` is the middle of a
-channel's range; it is moved only where that is exact: a pointwise second convolution.
+The channels of t have falling variances, and one step has to do for all of them, and one for each row of `up`. `M`
+makes the columns of `up` orthonormal and turns them at random, so that every channel is a sum of all and the peaks of
+one are spread over all (QuaRot, arXiv 2404.00456, does so at run time; between two factors it is free). `s` is a power
+of the ranges that channels then have, the one with the least noise at y (`noise.balanced_scale`). `m` is the middle of
+a channel's range; it is moved only where that is exact: a pointwise second convolution.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+from scipy.stats import ortho_group
 
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.noise import balanced_scale
@@ -92,6 +96,29 @@ def _axes(node: onnx.NodeProto) -> tuple[int, int, int] | None:
 def _pointwise(node: onnx.NodeProto) -> bool:
     kernel = attribute(node, "kernel_shape", [0])
     return node.op_type == "Conv" and all(k == 1 for k in kernel) and not any(attribute(node, "pads", [0]))
+
+
+def mix(graph: onnx.GraphProto, thin: Thin) -> None:
+    """Turn the channels of one tensor so that all carry alike; in place, the product stays.
+
+    Left alone where the second weight has fewer entries for a channel than there are channels.
+    """
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    down, up = graph.node[thin.down], graph.node[thin.up]
+    second = np.moveaxis(_value(initializers[up.input[1]]), thin.columns, -1)
+    flat = second.reshape(-1, second.shape[-1])
+    entries, rank = flat.shape
+    if rank < 2 or entries < rank:
+        return
+    columns, triangle = np.linalg.qr(flat)
+    turn = ortho_group.rvs(rank, random_state=rank)
+    mixing = turn @ triangle
+    _store(initializers[up.input[1]], np.moveaxis((columns @ turn.T).reshape(second.shape), -1, thin.columns))
+    first = _value(initializers[down.input[1]])
+    mixed = np.tensordot(mixing, np.moveaxis(first, thin.rows, 0), axes=1)
+    _store(initializers[down.input[1]], np.moveaxis(mixed, 0, thin.rows))
+    if len(down.input) > 2:
+        _store(initializers[down.input[2]], mixing @ _value(initializers[down.input[2]]))
 
 
 def scaling(graph: onnx.GraphProto, thin: Thin, found: Spread) -> tuple[Array, Array]:

@@ -10,10 +10,12 @@ from onnx_lowrank.calibration import Fit
 from onnx_lowrank.candidates import MAX_ERROR, measured_choices
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.layers import with_layers
-from onnx_lowrank.noise import ADDED_NOISE
+from onnx_lowrank.noise import mixed_noise, pivot_noise
+from onnx_lowrank.passes import KINDS
+from onnx_lowrank.passes.pivot import PIVOT
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.run import Run, latency_table
-from onnx_lowrank.sites import Site, Why
+from onnx_lowrank.sites import Geometry, Site, Why
 
 
 def timed_choices(run: Run) -> list[Choices]:
@@ -23,7 +25,8 @@ def timed_choices(run: Run) -> list[Choices]:
     outside = [site for site in run.loaded.sites if site.name in floats]
     found = {choice.dense.node: choice for choice in _timed(run, inside, run.table)}
     if run.lowering is not None and run.lowering.scheme.precision == "int8":
-        found = {node: _noisy(choice, run.fits[node]) for node, choice in found.items()}
+        geometries = {site.name: site.geometry for site in inside}
+        found = {node: _noisy(choice, run.fits[node], geometries[node]) for node, choice in found.items()}
     if outside and not run.table.given:
         found |= {choice.dense.node: choice for choice in _timed(run, outside, latency_table(run.settings))}
     return [found.get(site.name) or _untimed(site) for site in run.loaded.sites]
@@ -42,15 +45,23 @@ def _untimed(site: Site) -> Choices:
     return Choices(Decision(site.name, g.op, (g.outputs, g.inputs)).keep(Why.IN_FLOAT), ())
 
 
-def _noisy(choice: Choices, fit: Fit) -> Choices:
+def _noisy(choice: Choices, fit: Fit, geometry: Geometry) -> Choices:
     """The candidates with what 8 bits add to their error; those that are too bad with it are none."""
 
     def one(candidate: Candidate) -> Candidate:
-        kind, rank = candidate.kind, candidate.rank
-        if kind not in ADDED_NOISE:
-            return candidate
-        added = ADDED_NOISE[kind](fit.left(rank), fit.factorization.values[:rank])
+        added = _added(candidate, fit, geometry)
         return dataclasses.replace(candidate, error=candidate.error + added, loss=candidate.error + added)
 
     usable = [c for c in map(one, choice.candidates) if c.error <= MAX_ERROR]
     return dataclasses.replace(choice, candidates=tuple(usable))
+
+
+def _added(candidate: Candidate, fit: Fit, geometry: Geometry) -> float:
+    """Nothing where no node is added: a narrower layer is rounded as the layer was."""
+    if candidate.partner is not None:
+        return 0.0
+    kind = next(kind for kind in KINDS if kind.name == candidate.kind)
+    if kind is PIVOT:
+        return pivot_noise(fit.left(candidate.rank), fit.factorization.values[: candidate.rank])
+    shapes = kind.shapes(geometry, *kind.size(candidate.rank, candidate.inner))
+    return mixed_noise([shapes[0][1]] if kind.split is None else [columns for _, columns in shapes[1:]])

@@ -1,13 +1,13 @@
 """What 8 bits add to a site's error when it is written as two factors; pure functions on arrays.
 
 Rounding with a step Δ adds Δ²/12 to the variance. Between two factors it reaches the output through the second one,
-so a factorisation is as good as its conditioning: pivots with large coefficients amplify, balanced factors do not.
+so a factorisation is as good as its conditioning: pivots with large coefficients amplify, mixed factors do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,22 +43,27 @@ def balanced_scale(second: Array, half: Array, power: Array) -> tuple[Array, flo
     return best
 
 
-def factor_noise(left: Array, values: Array) -> float:
-    """Variance that 8 bits add to `left t` with channels of t balanced, relative to its own variance.
+def mixed_noise(entries: Sequence[int]) -> float:
+    """Variance that 8 bits add to a chain of factors, relative to what it computes, with mixed channels between them.
+
+    Mixed channels have one variance and the columns that read them one norm, so that rounding them adds Δ²/12 with Δ
+    the range over 255, whatever the spectrum and the rank are. Rows of a mixed factor are as normal numbers: their
+    largest entry is √(2 ln n) standard deviations.
 
     Args:
-        left: N×r.
-        values: variances of the r uncorrelated channels of t.
+        entries: of each row of the second factor and of those after it.
     """
-    power = float(np.sum(left**2 @ values))
-    if power <= 0:
-        return 0.0
-    variance = np.maximum(values, values.max() * 1e-8)
-    return balanced_scale(left[:, :, None], _PEAK * np.sqrt(variance), variance)[1] / power
+    activations = _PEAK**2 / (3 * _ACTIVATION**2)
+    return sum(activations + math.log(max(n, 2)) / (6 * _WEIGHT**2) for n in entries)
 
 
 def pivot_noise(left: Array, values: Array) -> float:
-    """The same for outputs written by the first or last r of them (see `passes.pivot`): one scale for all pivots."""
+    """The same for outputs written by the first or last r of them (see `passes.pivot`): one scale for all pivots.
+
+    Args:
+        left: N×r.
+        values: variances of the r uncorrelated channels that it reads.
+    """
     variance = left**2 @ values
     power = float(variance.sum())
     if power <= 0:
@@ -69,11 +74,3 @@ def pivot_noise(left: Array, values: Array) -> float:
     largest = np.abs(coefficients).max(1, initial=0.0)
     weights = float(np.sum((largest / _WEIGHT) ** 2)) / 12 * float(variance[pivots].sum())
     return float((activations + weights) / power)
-
-
-ADDED_NOISE: Final[dict[str, Callable[[Array, Array], float]]] = {
-    "svd": factor_noise,
-    "conv_svd": factor_noise,
-    "pivot": pivot_noise,
-}
-"""By kind: relative variance that 8 bits add to the site's output, from its left factor and its spectrum."""

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from onnx_lowrank import quantization
-from onnx_lowrank.balance import Spread, balance, correct_biases, scaling, thin_tensors
+from onnx_lowrank.balance import Spread, balance, correct_biases, mix, scaling, thin_tensors
 from onnx_lowrank.normal import normal
 from onnx_lowrank.quantization import OPSET, Range
 from onnx_lowrank.ranges import by_channel, extremes
@@ -90,16 +90,18 @@ class Lowering:
         ranges, means = dict(self._statistics.ranges[self.scheme.ranges]), dict(self._statistics.means)
         new = [name for name in _made(plain.graph) if name not in self._statistics.known]
         pairs = [t for t in thin_tensors(plain.graph) if t.tensor in set(new)]
+        pairs = [t for t in pairs if exclude.isdisjoint((plain.graph.node[t.down].name, plain.graph.node[t.up].name))]
+        for thin in pairs:
+            mix(plain.graph, thin)
         axes = {t.tensor: t.axis for t in pairs}
         channels = by_channel(plain, self._folder, self._samples, axes, self._provider)
         rest = [name for name in new if name not in axes]
         ranges |= extremes(plain, self._folder, self._samples, rest, self._provider)
         for thin in pairs:
-            if exclude.isdisjoint((plain.graph.node[thin.down].name, plain.graph.node[thin.up].name)):
-                found = channels[thin.tensor]
-                scale, centre = scaling(plain.graph, thin, found)
-                balance(plain.graph, thin, scale, centre)
-                channels[thin.tensor] = _scaled(found, scale, centre)
+            found = channels[thin.tensor]
+            scale, centre = scaling(plain.graph, thin, found)
+            balance(plain.graph, thin, scale, centre)
+            channels[thin.tensor] = _scaled(found, scale, centre)
         for name, found in channels.items():
             ranges[name] = (float(found.low.min()), float(found.high.max()))
             means[name] = found.mean

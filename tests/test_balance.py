@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_lowrank.balance import Spread, balance, correct_biases, rounded, scaling, thin_tensors
-from onnx_lowrank.noise import balanced_scale, factor_noise, pivot_noise
+from onnx_lowrank.balance import Spread, balance, correct_biases, mix, rounded, scaling, thin_tensors
+from onnx_lowrank.noise import balanced_scale, mixed_noise, pivot_noise
 from onnx_lowrank.runtime import Session
 
 CONVS = """<ir_version: 8, opset_import: ["" : 13]>
@@ -98,6 +98,51 @@ def test_a_pair_of_matmuls_is_balanced() -> None:
     assert 0.1 < np.abs(arrays["down"]).max(0).min() / np.abs(arrays["down"]).max() <= 1
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_mixing_keeps_the_product_of_convolutions(wide: bool) -> None:
+    rng = np.random.default_rng(8)
+    pair = convs(rng, wide)
+    pair.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(3).astype(np.float32), "first bias"))
+    pair.graph.node[0].input.append("first bias")
+    x = rng.standard_normal((1, 4, 6, 6)).astype(np.float32)
+    before = run(pair, x)
+    (found,) = thin_tensors(pair.graph)
+    mix(pair.graph, found)
+    np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=2e-5 * np.abs(before).max())
+    columns = np.moveaxis(numpy_helper.to_array(pair.graph.initializer[1]), 1, -1).reshape(-1, 3)
+    np.testing.assert_allclose(columns.T @ columns, np.eye(3), atol=1e-5)
+
+
+def test_mixing_spreads_a_loud_channel_and_leaves_less_noise_than_scaling() -> None:
+    """Peaks that one channel has now and then set the step of all; turned, every channel has a part of them."""
+    rng = np.random.default_rng(9)
+    rank = 32
+    pair = model(MATMULS, down=rng.standard_normal((4, rank)), up=rng.standard_normal((rank, 48)))
+    thin = rng.standard_t(3, (6000, rank)) * np.geomspace(30, 1, rank)
+    (found,) = thin_tensors(pair.graph)
+    losses = []
+    second = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
+    exact = thin @ second
+    for mixed in (False, True):
+        if mixed:
+            mix(pair.graph, found)
+            turned = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
+            second, thin = turned, thin @ second @ np.linalg.pinv(turned)
+        scale, _ = scaling(pair.graph, found, spread(thin.T))
+        step = 2 * np.abs(thin / scale).max() / 255
+        rounded_thin = np.rint(thin / scale / step) * step
+        losses.append(np.sum((rounded_thin @ rounded((second * scale[:, None]).T).T - exact) ** 2) / np.sum(exact**2))
+    assert losses[1] < losses[0] / 2
+
+
+def test_a_second_weight_with_few_entries_is_not_mixed() -> None:
+    rng = np.random.default_rng(10)
+    pair = model(MATMULS, down=rng.standard_normal((4, 9)), up=rng.standard_normal((9, 5)))
+    before = pair.SerializeToString()
+    mix(pair.graph, thin_tensors(pair.graph)[0])
+    assert pair.SerializeToString() == before
+
+
 def test_a_tensor_with_a_second_reader_is_no_pair() -> None:
     text = CONVS.replace("y = Conv", "z = Relu(t)\n  y = Conv")
     rng = np.random.default_rng(2)
@@ -137,12 +182,25 @@ def _simulated(second: npt.NDArray[Any], thin: npt.NDArray[Any], exact: npt.NDAr
     return float(np.sum((rounded_thin @ rounded(second).T - exact) ** 2) / np.sum(exact**2))
 
 
-def test_the_noise_of_balanced_factors_is_what_rounding_does() -> None:
+def test_the_noise_of_mixed_factors_is_what_rounding_does() -> None:
+    """Whatever the spectrum is; the simulation has no peaks above four standard deviations, the estimate allows six."""
     rng = np.random.default_rng(5)
-    left, values = np.linalg.qr(rng.standard_normal((64, 12)))[0], np.geomspace(1, 1e-3, 12)
-    thin = rng.standard_normal((4000, 12))  # the channels of t, each of variance one
-    found = _simulated(left * np.sqrt(values), thin, thin * np.sqrt(values) @ left.T)
-    assert factor_noise(left, values) == pytest.approx(found, rel=0.5)
+    for rank, last in ((12, 1e-3), (48, 1.0), (48, 1e-6)):
+        pair = model(MATMULS, down=rng.standard_normal((4, rank)), up=_decaying(rng, rank, last))
+        thin = rng.standard_normal((4000, rank))
+        (found,) = thin_tensors(pair.graph)
+        before = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
+        mix(pair.graph, found)
+        second = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
+        mixed = thin @ before @ np.linalg.pinv(second)
+        scale, _ = scaling(pair.graph, found, spread(mixed.T))
+        simulated = _simulated((second * scale[:, None]).T, mixed / scale, mixed @ second)
+        assert simulated / 2 < mixed_noise([rank]) < 2 * simulated
+
+
+def _decaying(rng: np.random.Generator, rank: int, last: float) -> npt.NDArray[Any]:
+    """A second factor r×64 whose rows fall from 1 to the root of `last`."""
+    return np.linalg.qr(rng.standard_normal((64, rank)))[0].T * np.sqrt(np.geomspace(1, last, rank))[:, None]
 
 
 def test_the_noise_of_pivots_is_what_rounding_does_and_grows_with_the_coefficients() -> None:
