@@ -47,14 +47,16 @@ class Task:
     seen: Seen | None = None
 
 
-def polished(site: Site, fit: Fit, kind: Kind, size: tuple[int, int], task: Task) -> tuple[Array, ...]:
+def polished(
+    site: Site, fit: Fit, kind: Kind, size: tuple[int, int], task: Task, *, alternate: bool
+) -> tuple[Array, ...]:
     """The factors of a kind at a size (rank, inner rank), and last the bias (N).
 
-    Nested factors are alternated in the metric of the data, unless the patches are too wide; then the last factor is
-    fitted to what a ReLU lets through.
+    Nested factors are alternated in the metric of the data where that is asked for and patches are not too wide; then
+    the last factor is fitted to what a ReLU lets through.
     """
     rank, inner = size
-    if kind.split is not None and site.geometry.inputs <= _MOST:
+    if alternate and kind.split is not None and site.geometry.inputs <= _MOST:
         width, known = split_width(site.geometry, kind.split), fit.nested[kind.split]
         first = alternated(task.weight, task.covariance, known.vertical[: inner or rank], width, rank if inner else 0)
         better = nested_least_squares(task.weight, task.covariance, task.mean, width, known.count, first)

@@ -35,15 +35,15 @@ from onnx_lowrank.prepare import Loaded
 from onnx_lowrank.regression import JointMoments, towards
 from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session, with_outputs
-from onnx_lowrank.separable import separable
+from onnx_lowrank.separable import first_filters, nested_least_squares
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site
 
 _SHARE = 0.5  # m of the mixed target
 _MACS = 7.5e11  # multiply-adds that all passes together may take, where the least passes and samples allow it
-_PASSES = (5, 8)  # over the data: least and most
+_PASSES = (3, 8)  # over the data: least and most
 _GROUP_BYTES = 384 << 20
-_SAMPLES = 48  # at least, where there are so many
+_SAMPLES = 32  # at least, where there are so many
 _POSITIONS_PER_DIMENSION = 2
 _KEPT = 4096  # vectors to fit a last factor to what a ReLU lets through
 
@@ -218,15 +218,19 @@ def _fit(
     if kind is None:
         return fit
     seen, polished_ = found.seen(site), {}
-    for size in sorted({(decision.rank or 1, decision.inner), *near}, reverse=True):
+    chosen = (decision.rank or 1, decision.inner)
+    width = 1 if kind.split is None else split_width(site.geometry, kind.split)
+    filters = None if kind.split is None else first_filters(weighted, second, width)
+    for size in sorted({chosen, *near}, reverse=True):
         one = fit
-        if kind.split is not None:  # for each size on its own: its bits must not depend on which others are asked for
-            width, first = split_width(site.geometry, kind.split), size[1] or size[0]
-            nested = separable(weighted, second, moments.mean, width, moments.count, first)
+        if kind.split is not None and filters is not None:
+            # For each size on its own: its bits must not depend on which others are asked for.
+            first = filters[: size[1] or size[0]]
+            nested = nested_least_squares(weighted, second, moments.mean, width, moments.count, first)
             one = dataclasses.replace(fit, nested={kind.split: nested})
         if kind.split is not None or seen is not None:
             task = Task(weighted, second, moments.mean, seen)
-            polished_[(kind.name, *size)] = polished(site, one, kind, size, task)
-        if size == (decision.rank or 1, decision.inner):
+            polished_[(kind.name, *size)] = polished(site, one, kind, size, task, alternate=size == chosen)
+        if size == chosen:
             fit = one
     return dataclasses.replace(fit, polished=polished_)

@@ -90,10 +90,6 @@ class Separable:
 def separable(weight: Array, covariance: Array, mean: Array, width: int, count: int, ranks: int) -> Separable:
     """First filters from the weight whitened by the data, second factors by least squares.
 
-    The start is the SVD of W as (K/w)×(N·w) (Jaderberg et al. 2014; for channels the HOSVD of Kim et al. 2015) in the
-    metric of the mean covariance of a patch's w columns; what it neglects, the correlation between columns, the least
-    squares fit of the second factor takes in.
-
     Args:
         weight: N×K.
         covariance: of the patches, centred.
@@ -102,15 +98,25 @@ def separable(weight: Array, covariance: Array, mean: Array, width: int, count: 
         count: patches that the moments stand on.
         ranks: most ranks that will be asked for.
     """
+    return nested_least_squares(weight, covariance, mean, width, count, first_filters(weight, covariance, width)[:ranks])
+
+
+def first_filters(weight: Array, covariance: Array, width: int) -> Array:
+    """All first filters, (K/w)×(K/w), the most important one first; arguments as of `separable`.
+
+    The SVD of W as (K/w)×(N·w) (Jaderberg et al. 2014; for channels the HOSVD of Kim et al. 2015) in the metric of the
+    mean covariance of a patch's w columns; what it neglects, the correlation between columns, the least squares fit of
+    the second factor takes in.
+    """
     outputs, columns = len(weight), weight.shape[1] // width
     second = covariance.reshape(columns, width, columns, width)
     by_column = weight.reshape(outputs, columns, width)
     values, vectors = scipy.linalg.eigh(np.einsum("ajbj->ab", second) / width)
     root = np.sqrt(np.clip(values, values[-1] * _SMALLEST, None))
     whitened = (root[:, None] * vectors.T) @ by_column.transpose(1, 0, 2).reshape(columns, outputs * width)
-    directions = scipy.linalg.eigh(whitened @ whitened.T)[1][:, ::-1][:, :ranks]
-    first = (directions.T / root) @ vectors.T  # reads a column's coordinates along the directions, unwhitened
-    return nested_least_squares(weight, covariance, mean, width, count, first)
+    directions = scipy.linalg.eigh(whitened @ whitened.T)[1][:, ::-1]
+    # They read a column's coordinates along the directions, unwhitened.
+    return np.asarray((directions.T / root) @ vectors.T)
 
 
 def nested_least_squares(
