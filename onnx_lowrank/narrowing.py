@@ -60,7 +60,7 @@ def narrow_fits(
     found: dict[str, Narrow] = {}
     for done, group in enumerate(groups):
         progress(done, len(groups))
-        moments = _collected(model, folder, [c.consumer for c in group], samples, count, provider, seed)
+        moments = input_moments(model, folder, [c.consumer for c in group], samples, count, provider, seed)
         for chain in group:
             name = chain.consumer.name
             found[name] = _narrow(chain, moments.pop(name), metrics.get(name))
@@ -77,7 +77,7 @@ def _narrow(chain: Chain, moments: JointMoments, metric: Metric | None) -> Narro
     return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
 
 
-def _collected(
+def input_moments(
     model: onnx.ModelProto,
     folder: Path,
     sites: Sequence[Site],
@@ -86,6 +86,14 @@ def _collected(
     provider: str,
     seed: int,
 ) -> dict[str, JointMoments]:
+    """Moments of what enters some sites, by their names; of a convolution's patches only as many as are enough.
+
+    Args:
+        count: how many samples there are.
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
     names = list(dict.fromkeys(site.x for site in sites))
     session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
     moments = {site.name: JointMoments(site.geometry.inputs) for site in sites}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.allocate import Candidate, Choices, frontier, predicted_loss, predicted_ms, settle
+from onnx_lowrank.allocate import Candidate, Choices, frontier, predicted_loss, predicted_ms
+from onnx_lowrank.knapsack import settle
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Why
 
