@@ -109,7 +109,7 @@ def end_pivots(basis: Array) -> tuple[slice, slice, Array]:
 
     Returns:
         pivots and the other rows, as slices, and coefficients C (N−r)×r with `basis[rest] = C basis[pivots]`.
-        Where the pivots are singular, C is the least squares solution.
+        Where the pivots are singular, C is huge.
     """
     count, rank = basis.shape
     ends = ((slice(0, rank), slice(rank, count)), (slice(count - rank, count), slice(0, count - rank)))
@@ -139,11 +139,12 @@ def common_pivots(bases: Sequence[Array]) -> tuple[int, slice, tuple[Array, ...]
 
 
 def _solved(pivots: Array, rows: Array) -> Array:
-    """C with `rows = C pivots`; least squares where the pivots are singular."""
+    """C with `rows = C pivots`; huge where the pivots are singular, so that they are not taken."""
     try:
         return np.asarray(np.linalg.solve(pivots.T, rows.T).T, np.float64)
     except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.lstsq(pivots.T, rows.T, rcond=None)[0].T, np.float64)
+        shift = float(np.finfo(np.float64).eps * (np.linalg.norm(pivots) or 1.0))
+        return np.asarray(np.linalg.solve(pivots.T + shift * np.eye(len(pivots)), rows.T).T, np.float64)
 
 
 def correct_bias(left: Array, read: Array, linear_mean: Array, output_mean: Array) -> Array:

@@ -219,7 +219,7 @@ def _fit(
     metric: Metric | None,
     before: Fit | None,
 ) -> Fit:
-    """Factors of the moved weight; the order of a layer's channels and shared projections stand on all samples: kept."""
+    """Factors of the moved weight; a layer's order of channels and shared projections, made of all samples, stay."""
     moments = found.moments
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second

@@ -110,9 +110,29 @@ def layered(sites: list[Choices], first: int, second: int, widths: list[tuple[fl
     return found
 
 
+def shared(sites: list[Choices], sets: list[tuple[int, ...]], ranks: list[tuple[float, float]]) -> list[Choices]:
+    """The same sites, sets of them with a common factor: (share of the time, loss of each) by rank."""
+    found = list(sites)
+    for members in sets:
+        names = tuple(sites[i].dense.node for i in members)
+        for index in members:
+            more = tuple(
+                Candidate("shared", rank + len(members), loss, sites[index].cost("ms") * part, loss, sharers=names)
+                for rank, (part, loss) in enumerate(ranks)
+            )
+            found[index] = dataclasses.replace(found[index], candidates=(*found[index].candidates, *more))
+    return found
+
+
 shares = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.1, 0.95), st.floats(0.001, 1.0)), min_size=1, max_size=3)
 paired = st.tuples(problems.filter(lambda sites: len(sites) > 1), shares).map(
     lambda drawn: layered(drawn[0], 0, len(drawn[0]) - 1, drawn[1])
+)
+
+
+parts = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.001, 0.5)), min_size=1, max_size=2)
+families = st.tuples(problems.filter(lambda sites: len(sites) > 2), parts).map(
+    lambda drawn: shared(drawn[0], [(0, 1, 2), (0, 1), (0, 2), (1, 2)], drawn[1])
 )
 
 
@@ -120,6 +140,9 @@ def whole(decisions: tuple[Decision, ...]) -> bool:
     """Whether every half of a layer has its other half, at the same width."""
     by_name = {d.node: d for d in decisions}
     halves = [(d, by_name[d.partner]) for d in decisions if d.partner]
+    sharing = [(d, by_name[name]) for d in decisions for name in d.sharers]
+    if not all((d.kind, d.rank, d.sharers) == (other.kind, other.rank, other.sharers) for d, other in sharing):
+        return False
     return all((d.kind, d.rank, d.node) == (other.kind, other.rank, other.partner) for d, other in halves)
 
 
@@ -132,8 +155,8 @@ def brute_paired(sites: list[Choices], limit: float) -> float:
     return float(best)
 
 
-@given(paired, st.floats(0.0, 2.0))
-def test_both_halves_of_a_layer_are_chosen_or_none(sites: list[Choices], limit: float) -> None:
+@given(st.one_of(paired, families), st.floats(0.0, 2.0))
+def test_what_goes_together_is_chosen_together_or_not_at_all(sites: list[Choices], limit: float) -> None:
     found = settle(sites, least="ms", limited="loss", limit=limit)
     assert found is not None
     assert whole(found)
@@ -141,8 +164,8 @@ def test_both_halves_of_a_layer_are_chosen_or_none(sites: list[Choices], limit: 
     assert total_ms(sites, found) <= brute_paired(sites, limit) * 1.002 + 1e-6
 
 
-@given(paired)
-def test_the_frontier_is_best_with_layers_too(sites: list[Choices]) -> None:
+@given(st.one_of(paired, families))
+def test_the_frontier_is_best_with_layers_and_common_factors_too(sites: list[Choices]) -> None:
     plans = frontier(sites)
     for loss, decisions in plans:
         assert whole(decisions)
@@ -155,6 +178,26 @@ def test_a_layer_takes_the_place_of_what_its_sites_had_become() -> None:
     (_, mild), (_, far) = frontier(sites)
     assert [(d.kind, d.rank) for d in mild] == [("svd", 1), (None, None)]
     assert [(d.kind, d.rank, d.partner) for d in far] == [("nystrom", 1, "b"), ("nystrom", 1, "a")]
+
+
+def test_a_common_factor_takes_the_place_of_what_its_sites_had_become() -> None:
+    sites = shared([site("a", 1.0, [(0.9, 0.001)]), site("b", 1.0, []), site("c", 1.0, [])], [(0, 2)], [(0.5, 0.1)])
+    (_, mild), (_, far) = frontier(sites)
+    assert [(d.kind, d.rank) for d in mild] == [("svd", 1), (None, None), (None, None)]
+    assert [(d.kind, d.rank, d.sharers) for d in far] == [
+        ("shared", 2, ("a", "c")),
+        (None, None, ()),
+        ("shared", 2, ("a", "c")),
+    ]
+
+
+def test_a_set_that_not_all_of_its_sites_offer_is_not_chosen() -> None:
+    all_three = shared([site(name, 1.0, []) for name in "abc"], [(0, 1, 2)], [(0.5, 0.1)])
+    sites = [*all_three[:2], dataclasses.replace(all_three[2], candidates=())]
+    assert frontier(sites) == []
+    found = settle(sites, least="ms", limited="loss", limit=1.0)
+    assert found is not None
+    assert not any(d.kind for d in found)
 
 
 def test_a_half_without_its_other_half_is_not_chosen() -> None:
