@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,16 +41,17 @@ def settle(
 
     goal, bound = sums(least), sums(limited)
     scale = max(abs(limit), 1e-12)
-    found = scipy.optimize.milp(
-        goal / max(goal.max(), 1e-12),
-        integrality=np.ones(len(options), np.int64),
-        bounds=scipy.optimize.Bounds(0, 1),
-        constraints=[
-            scipy.optimize.LinearConstraint(_once(options), 1, 1),
-            scipy.optimize.LinearConstraint((bound / scale)[None, :], -np.inf, limit / scale),
-        ],
-        options={"mip_rel_gap": 1e-3, "time_limit": _MILP_SECONDS},
-    )
+    with _silent():
+        found = scipy.optimize.milp(
+            goal / max(goal.max(), 1e-12),
+            integrality=np.ones(len(options), np.int64),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=[
+                scipy.optimize.LinearConstraint(_once(options), 1, 1),
+                scipy.optimize.LinearConstraint((bound / scale)[None, :], -np.inf, limit / scale),
+            ],
+            options={"mip_rel_gap": 1e-3, "time_limit": _MILP_SECONDS},
+        )
     if found.x is None:
         return None
     chosen = [choice.stay() for choice in choices]
@@ -56,6 +60,29 @@ def settle(
             for index, candidate in option:
                 chosen[index] = choices[index].become(candidate)
     return tuple(chosen)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches stdout: HiGHS prints a line now and then, whatever it is told, and `--json` is one JSON object.
+
+    It prints by C's stdio, whose buffer has to be empty before and after.
+    """
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else ctypes.CDLL("ucrtbase").fflush
+    flush(None)
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # closed: there is nothing to be kept clean
+        yield
+        return
+    try:
+        os.dup2(nowhere, 1)
+        yield
+        flush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _once(options: Sequence[Picks | int]) -> scipy.sparse.csr_array:

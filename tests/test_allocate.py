@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,3 +211,21 @@ def test_a_half_without_its_other_half_is_not_chosen() -> None:
     found = settle(sites, least="ms", limited="loss", limit=1.0)
     assert found is not None
     assert not any(d.kind for d in found)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="prints by the C library of POSIX systems")
+def test_what_the_solver_prints_does_not_reach_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    milp = scipy.optimize.milp
+
+    def talking(*given: Any, **named: Any) -> Any:
+        ctypes.CDLL(None).printf(b"buffered ")
+        os.write(1, b"direct ")
+        return milp(*given, **named)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talking)
+    ctypes.CDLL(None).printf(b"before ")
+    assert settle([site("a", 1.0, [(0.5, 0.3)])], least="ms", limited="loss", limit=0.5)
+    print("after", flush=True)
+    assert capfd.readouterr().out == "before after\n"
