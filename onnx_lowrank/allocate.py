@@ -6,12 +6,8 @@ Pure functions. Every site becomes one of its candidates or stays dense (ALGORIT
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
-
-import numpy as np
-import scipy.optimize
-import scipy.sparse
 
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Why
@@ -22,8 +18,6 @@ Cost = Literal["ms", "macs", "weights"]
 Plans = list[tuple[float, tuple[Decision, ...]]]
 """Plans from mild to aggressive, each with its predicted loss (the sum over the sites)."""
 
-_MILP_SECONDS = 10.0
-
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -33,6 +27,7 @@ class Candidate:
     estimated loss of the model's outputs, `macs` multiply-adds on the timed sample, `weights` stored numbers.
     `inner` is the first of two ranks, 0 for a kind of one.
     `partner` names the site that must take the same kind and rank: the other half of a hidden layer.
+    `sharers` are the sites that must take the same kind and rank, this one among them: they share a first factor.
     """
 
     kind: str
@@ -44,10 +39,11 @@ class Candidate:
     weights: int = 0
     partner: str | None = None
     inner: int = 0
+    sharers: tuple[str, ...] = ()
 
 
 Picks = tuple[tuple[int, Candidate], ...]
-"""What some sites become, by their index: one site and its candidate, or the two halves of a hidden layer."""
+"""What some sites become, by their index: one site and its candidate, or sites that are decided together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +79,17 @@ class Choices:
             why=None,
             partner=candidate.partner,
             inner=candidate.inner,
+            sharers=candidate.sharers,
         )
 
     @property
     def alone(self) -> tuple[Candidate, ...]:
         """The candidates that ask nothing of another site."""
+        return tuple(c for c in self.candidates if c.partner is None and not c.sharers)
+
+    @property
+    def ranked(self) -> tuple[Candidate, ...]:
+        """The candidates whose own output is of a low rank: all but those of narrower layers."""
         return tuple(c for c in self.candidates if c.partner is None)
 
     def stay(self) -> Decision:
@@ -100,7 +102,7 @@ class Choices:
 def frontier(choices: Sequence[Choices], of: Cost = "ms") -> Plans:
     """Every plan of the Lagrangian sweep: at each price of loss in `of`, the best choice of every unit.
 
-    A unit is a site, or the two sites of a hidden layer. Its choices at falling prices are the corners of the lower
+    A unit is a site, or sites that may be decided together. Its choices at falling prices are the corners of the lower
     convex hull of (cost, loss), so the whole frontier is all hull edges of all units, the cheapest loss per saving
     first.
     """
@@ -149,8 +151,26 @@ def halves(choices: Sequence[Choices]) -> list[Picks]:
     return sorted(both, key=lambda pair: (pair[0][0], pair[0][1].rank))
 
 
+def shared_sets(choices: Sequence[Choices]) -> list[Picks]:
+    """Sites that share a factor, at every rank that all of them offer, in their order."""
+    offered: dict[tuple[tuple[str, ...], int], list[tuple[int, Candidate]]] = {}
+    for index, choice in enumerate(choices):
+        for candidate in choice.candidates:
+            if choice.dense.node in candidate.sharers:
+                offered.setdefault((candidate.sharers, candidate.rank), []).append((index, candidate))
+    return [tuple(found) for (sharers, _), found in sorted(offered.items()) if len(found) == len(sharers)]
+
+
+def together(choices: Sequence[Choices]) -> list[Picks]:
+    """All that sites can become only together."""
+    return [*halves(choices), *shared_sets(choices)]
+
+
 def _units(choices: Sequence[Choices], of: Cost) -> list[tuple[tuple[int, ...], list[_Option]]]:
-    """The sites, or pairs of sites, that are chosen for on their own, and what each can become."""
+    """The sites, or groups of sites, that are chosen for on their own, and what each can become.
+
+    One pick of several sites at most is taken in a unit; the others of its sites become what is best for each alone.
+    """
 
     def option(unit: tuple[int, ...], picks: Picks) -> _Option:
         picked = dict(picks)
@@ -158,16 +178,51 @@ def _units(choices: Sequence[Choices], of: Cost) -> list[tuple[tuple[int, ...], 
         return _Option(cost, sum(candidate.loss for _, candidate in picks), picks)
 
     single = [[option((i,), ((i, c),)) for c in choice.alone] for i, choice in enumerate(choices)]
-    pairs: dict[tuple[int, ...], list[_Option]] = {}
-    for picks in halves(choices):
-        unit = (picks[0][0], picks[1][0])
-        pairs.setdefault(unit, []).append(option(unit, picks))
-    for (i, j), options in pairs.items():
-        corners = [[(), *(o.picks for o in _hull(choices[k].cost(of), single[k]))] for k in (i, j)]
-        options.extend(option((i, j), (*first, *second)) for first in corners[0] for second in corners[1])
-    paired = {index for unit in pairs for index in unit}
-    alone = [((i,), options) for i, options in enumerate(single) if i not in paired]
-    return sorted([*alone, *pairs.items()], key=lambda unit: unit[0])
+    joint = together(choices)
+    units: list[tuple[tuple[int, ...], list[_Option]]] = []
+    for unit in _connected([(i,) for i in range(len(choices))], [tuple(i for i, _ in picks) for picks in joint]):
+        starts = {i: (choices[i].cost(of), single[i]) for i in unit}
+        if len(unit) == 1:
+            units.append((unit, single[unit[0]]))
+            continue
+        taken = [(), *(picks for picks in joint if picks[0][0] in unit)]
+        rest: dict[tuple[int, ...], list[Picks]] = {}
+        for picks in taken:
+            left = tuple(i for i in unit if i not in dict(picks))
+            rest.setdefault(left, _corners({i: starts[i] for i in left}))
+        options = [option(unit, (*picks, *more)) for picks in taken
+                   for more in rest[tuple(i for i in unit if i not in dict(picks))]]  # fmt: skip
+        units.append((unit, options))
+    return units
+
+
+def _corners(sites: Mapping[int, tuple[float, list[_Option]]]) -> list[Picks]:
+    """What some sites become together as the price of loss falls, all dense first: each the best for itself.
+
+    Args:
+        sites: by index, the cost of the dense weight and what else there is.
+    """
+    steps = []
+    for index, (start, options) in sites.items():
+        at = (start, 0.0)
+        for corner in _hull(start, options):
+            steps.append(((corner.loss - at[1]) / (at[0] - corner.cost), index, corner.picks))
+            at = (corner.cost, corner.loss)
+    chosen: dict[int, Picks] = {}
+    found: list[Picks] = [()]
+    for _, index, picks in sorted(steps, key=lambda step: step[:2]):
+        chosen[index] = picks
+        found.append(tuple(pick for one in chosen.values() for pick in one))
+    return found
+
+
+def _connected(alone: Sequence[tuple[int, ...]], groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The indexes in as many parts as there can be with no group in two of them, by their first index."""
+    part = {i: set(one) for one in alone for i in one}
+    for group in groups:
+        whole = set().union(*(part[i] for i in group))
+        part |= dict.fromkeys(whole, whole)
+    return sorted({tuple(sorted(one)) for one in part.values()})
 
 
 def _hull(start: float, options: Sequence[_Option]) -> list[_Option]:
@@ -195,57 +250,3 @@ def predicted_loss(decisions: Sequence[Decision]) -> float:
 def predicted_ms(decisions: Sequence[Decision]) -> float:
     """Milliseconds that the rewritten sites save."""
     return float(sum((d.ms_before or 0.0) - (d.ms_after or 0.0) for d in decisions if d.kind is not None))
-
-
-def settle(
-    choices: Sequence[Choices], *, least: Cost | Literal["loss"], limited: Cost | Literal["loss"], limit: float
-) -> tuple[Decision, ...] | None:
-    """One target, solved as a whole: the plan with the least sum of `least` whose sum of `limited` is in `limit`.
-
-    None when no plan is within the limit. Ties and gaps below 0.1 % are left as the solver finds them.
-    """
-    options: list[Picks | int] = []
-    for index, choice in enumerate(choices):
-        options.append(index)
-        options.extend(((index, candidate),) for candidate in choice.alone)
-    options.extend(halves(choices))
-
-    def sums(of: Cost | Literal["loss"]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        def value(option: Picks | int) -> float:
-            if isinstance(option, int):
-                return 0.0 if of == "loss" else choices[option].cost(of)
-            return sum(float(getattr(candidate, of)) for _, candidate in option)
-
-        return np.array([value(option) for option in options])
-
-    goal, bound = sums(least), sums(limited)
-    scale = max(abs(limit), 1e-12)
-    found = scipy.optimize.milp(
-        goal / max(goal.max(), 1e-12),
-        integrality=np.ones(len(options), np.int64),
-        bounds=scipy.optimize.Bounds(0, 1),
-        constraints=[
-            scipy.optimize.LinearConstraint(_once(options), 1, 1),
-            scipy.optimize.LinearConstraint((bound / scale)[None, :], -np.inf, limit / scale),
-        ],
-        options={"mip_rel_gap": 1e-3, "time_limit": _MILP_SECONDS},
-    )
-    if found.x is None:
-        return None
-    chosen = [choice.stay() for choice in choices]
-    for taken, option in zip(found.x, options, strict=True):
-        if taken > 0.5 and not isinstance(option, int):
-            for index, candidate in option:
-                chosen[index] = choices[index].become(candidate)
-    return tuple(chosen)
-
-
-def _once(options: Sequence[Picks | int]) -> scipy.sparse.csr_array:
-    """One row for every site: the options that decide it, one of which is taken."""
-    decided = [
-        (index, column)
-        for column, option in enumerate(options)
-        for index in ([option] if isinstance(option, int) else [site for site, _ in option])
-    ]
-    sites, columns = zip(*decided, strict=True)
-    return scipy.sparse.csr_array((np.ones(len(decided)), (sites, columns)))

@@ -17,6 +17,7 @@ from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_groups, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.narrow import Narrow
+from onnx_lowrank.projection import Projection
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.sites import Geometry, Site
@@ -39,6 +40,7 @@ class Fit:
         metric: in which both are best; None is the plain one.
         polished: better factors by kind, rank and inner rank, the corrected bias last.
         narrow: the same site on fewer channels of the layer that it reads, where it may be made narrower.
+        shared: projections of the site's input for it and other sites, by their names; it is the first of them.
     """
 
     factorization: Factorization
@@ -49,6 +51,7 @@ class Fit:
     metric: Metric | None = None
     narrow: Narrow | None = None
     polished: Mapping[tuple[str, int, int], tuple[Array, ...]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[tuple[str, ...], Projection] = dataclasses.field(default_factory=dict)
 
     def left(self, rank: int) -> Array:
         """The left factor at a rank, N×r."""
@@ -212,6 +215,15 @@ def factors(site: Site, fit: Fit, kind: Kind, rank: int, inner: int = 0) -> tupl
     if fit.metric is not None:
         parts, computed = (*parts[:-1], fit.metric.inverse @ parts[-1]), fit.metric.inverse @ computed
     return *parts, fit.mean - computed
+
+
+def shared_fit(site: Site, fit: Fit, found: Projection, rank: int) -> tuple[Array, Array]:
+    """Left factor (N×r) and corrected bias (N) of a site on a projection of its input that it shares with others."""
+    weight = site.weight.astype(np.float64) if fit.weight is None else fit.weight
+    left = found.left(weight, rank)
+    if not site.centred:
+        return left, site.bias_vector
+    return left, fit.mean - fit.linear + weight @ found.mean - left @ (found.right(rank) @ found.mean)
 
 
 def narrow_fit(site: Site, fit: Fit, width: int) -> tuple[Array, Array]:

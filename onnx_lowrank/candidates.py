@@ -205,12 +205,12 @@ def _choices(
 def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
     """The candidates that a repaired fit serves: separable pairs up to its rank, well conditioned pivots.
 
-    A narrower layer asks for nothing: any weight can be narrowed.
+    A narrower layer and a shared factor ask for nothing: any weight can be narrowed, or projected.
     """
     kinds = {kind.name: kind for kind in KINDS}
 
     def serves(candidate: Candidate) -> bool:
-        if candidate.partner is not None:
+        if candidate.partner is not None or candidate.sharers:
             return True
         return fit.serves(kinds[candidate.kind], site.geometry, candidate.rank, candidate.inner)
 

@@ -35,10 +35,11 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
-    """Nodes in topological order from `x` to `y`, and their constants by local name."""
+    """Nodes in topological order from `x` to the outputs, most often `y` alone, and their constants by local name."""
 
     ops: tuple[Op, ...]
     constants: Mapping[str, npt.NDArray[Any]]
+    outputs: tuple[str, ...] = (Y,)
 
 
 Build = Callable[..., Fragment]

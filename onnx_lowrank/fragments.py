@@ -7,14 +7,14 @@ import math
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.fragment import Fragment, X, Y, dtype_of
+from onnx_lowrank.fragment import Fragment, X, dtype_of
 from onnx_lowrank.sites import Geometry
 
 _LEAST_MS, _MOST_REPEATS, _REPEAT_BYTES = 1.0, 64, 128 << 20
 
 
 def fragment_model(fragment: Fragment, geometry: Geometry, copies: int = 1) -> onnx.ModelProto:
-    """A model that is one fragment, from `x` of the geometry's shape to `y` or through the activation after it.
+    """A model that is one fragment: from `x` of the geometry's shape to its outputs, or to the activation after each.
 
     Args:
         copies: so many of it side by side, each with its own input, constants and output, so that the runtime can
@@ -27,13 +27,14 @@ def fragment_model(fragment: Fragment, geometry: Geometry, copies: int = 1) -> o
             reads = [name + end if name else "" for name in op.inputs]
             label = f"{op.owner}{op.name}{end}"
             nodes.append(helper.make_node(op.op, reads, [op.output + end], name=label, **op.attributes))
-        out = Y + end
-        if geometry.then:
-            out = f"activated{end}"
-            nodes.append(helper.make_node(geometry.then, [Y + end], [out], name=f"then{end}"))
+        for local in fragment.outputs:
+            out = local + end
+            if geometry.then:
+                out = f"activated_{local}{end}"
+                nodes.append(helper.make_node(geometry.then, [local + end], [out], name=f"then_{local}{end}"))
+            outputs.append(onnx.ValueInfoProto(name=out))
         constants += [numpy_helper.from_array(array, name + end) for name, array in fragment.constants.items()]
         inputs.append(helper.make_tensor_value_info(X + end, dtype, geometry.x_shape))
-        outputs.append(onnx.ValueInfoProto(name=out))
     graph = helper.make_graph(nodes, "fragment", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", geometry.opset)], ir_version=8)
 

@@ -22,7 +22,7 @@ from onnx import helper
 from onnx_lowrank.constants import Constants, is_constant_op
 from onnx_lowrank.errors import PassError
 from onnx_lowrank.files import make_tensor
-from onnx_lowrank.fragment import Fragment, X, Y
+from onnx_lowrank.fragment import Fragment, X
 from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique_names
 
 
@@ -30,7 +30,7 @@ from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique
 class Patch:
     """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`.
 
-    `also` names the other sites that it rewrites.
+    `also` names the other sites that it rewrites; `others` are the tensors of the fragment's outputs after the first.
     """
 
     site: str
@@ -40,6 +40,17 @@ class Patch:
     fragment: Fragment
     made_by: str
     also: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that the fragment makes, in the order of its outputs."""
+        return (self.y, *self.others)
+
+    @property
+    def place(self) -> int:
+        """Where its nodes go. What reads one output may stand before the node that made another one."""
+        return min(self.nodes) if self.others else max(self.nodes)
 
 
 class Graph:
@@ -107,23 +118,22 @@ class Graph:
                 lead from `x` to `y`.
         """
         self._check(patch)
-        produced, y_tensor = self._tensors[patch.x], self._tensors[patch.y]
         constants = [name for p in patch.nodes for name in self.protos[p].input]
+        names = {X: patch.x, **dict(zip(patch.fragment.outputs, patch.outputs, strict=True))}
+        tensors = {local: self._tensors[name] for local, name in names.items()}
         for position in patch.nodes:
             self._detach(position)
-        names = {X: patch.x, Y: patch.y}
-        tensors = {X: produced, Y: y_tensor}
         for local, array in patch.fragment.constants.items():
             names[local] = self.fresh(f"{patch.site}/{local}")
             self._new_tensors.append(make_tensor(names[local], array))
             tensors[local] = gs.Constant(names[local], np.zeros(0, np.float32))
         made = []
         for op in patch.fragment.ops:
-            if op.output != Y:
+            if op.output not in patch.fragment.outputs:
                 names[op.output] = self.fresh(f"{op.owner or patch.site}/{op.output}")
                 tensors[op.output] = gs.Variable(names[op.output])
             made.append(self._make(op, patch, names, tensors))
-        self._new[max(patch.nodes)] = made
+        self._new[patch.place] = made
         self._drop_unread(constants)
         return names
 
@@ -132,7 +142,7 @@ class Graph:
         name = self.fresh(f"{owner}/{op.name}")
         node = gs.Node(op.op, name, inputs=[tensors[i] for i in op.inputs], outputs=[tensors[op.output]])
         self._surgeon.nodes.append(node)
-        self._position[id(node)] = max(patch.nodes)
+        self._position[id(node)] = patch.place
         proto = helper.make_node(op.op, [names[i] for i in op.inputs], [names[op.output]], name=name, **op.attributes)
         if hasattr(proto, "metadata_props"):
             for old in self.protos[patch.nodes[0]].metadata_props:
@@ -146,10 +156,10 @@ class Graph:
         where = f"{patch.made_by} at {patch.site}"
         if any(p in self._removed for p in patch.nodes):
             raise PassError(f"{where}: its node was already replaced")
-        for name in (patch.x, patch.y):
+        for name in (patch.x, *patch.outputs):
             if name not in self._tensors:
                 raise PassError(f"{where}: tensor '{name}' does not exist")
-        inner = {name for p in patch.nodes for name in self.protos[p].output if name} - {patch.y}
+        inner = {name for p in patch.nodes for name in self.protos[p].output if name} - set(patch.outputs)
         for name in inner:
             if name in self.outputs or any(reader not in patch.nodes for reader in self.readers(name)):
                 raise PassError(f"{where}: tensor '{name}' between its nodes is read elsewhere")
@@ -158,7 +168,7 @@ class Graph:
             if not known.issuperset(op.inputs) or op.output in known:
                 raise PassError(f"{where}: node '{op.name}' of the fragment is not sorted or not single-assigned")
             known.add(op.output)
-        if Y not in known:
+        if len(patch.fragment.outputs) != len(patch.outputs) or not known.issuperset(patch.fragment.outputs):
             raise PassError(f"{where}: the fragment does not produce its output")
 
     def _detach(self, position: int) -> None:

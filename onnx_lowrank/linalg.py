@@ -109,19 +109,42 @@ def end_pivots(basis: Array) -> tuple[slice, slice, Array]:
 
     Returns:
         pivots and the other rows, as slices, and coefficients C (N−r)×r with `basis[rest] = C basis[pivots]`.
-        Where the pivots are singular, C is the least squares solution.
+        Where the pivots are singular, C is huge.
     """
     count, rank = basis.shape
     ends = ((slice(0, rank), slice(rank, count)), (slice(count - rank, count), slice(0, count - rank)))
-    found = [(pivots, rest, _combinations(basis, pivots, rest)) for pivots, rest in ends]
+    found = [(pivots, rest, _solved(basis[pivots], basis[rest])) for pivots, rest in ends]
     return min(found, key=lambda one: float(np.abs(one[2]).max(initial=0.0)))
 
 
-def _combinations(basis: Array, pivots: slice, rest: slice) -> Array:
+def common_pivots(bases: Sequence[Array]) -> tuple[int, slice, tuple[Array, ...]]:
+    """Write the rows of several bases as combinations of the first r or the last r rows of one of them.
+
+    Args:
+        bases: each N×r, one of them at least with N ≥ r; together of full column rank.
+
+    Returns:
+        the basis that has the pivots, the pivots as a slice of its rows, and coefficients for every basis: of all its
+        rows, of the owner's only those that are no pivots. The choice is the one with the smallest coefficients.
+    """
+    rank = bases[0].shape[1]
+    found = []
+    for owner, basis in enumerate(bases):
+        count = len(basis)
+        for pivots in (slice(0, rank), slice(count - rank, count)) if count >= rank else ():
+            rest = [np.delete(other, pivots, axis=0) if i == owner else other for i, other in enumerate(bases)]
+            combined = tuple(_solved(basis[pivots], rows) for rows in rest)
+            found.append((owner, pivots, combined))
+    return min(found, key=lambda one: max(float(np.abs(c).max(initial=0.0)) for c in one[2]))
+
+
+def _solved(pivots: Array, rows: Array) -> Array:
+    """C with `rows = C pivots`; huge where the pivots are singular, so that they are not taken."""
     try:
-        return np.asarray(np.linalg.solve(basis[pivots].T, basis[rest].T).T, np.float64)
+        return np.asarray(np.linalg.solve(pivots.T, rows.T).T, np.float64)
     except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.lstsq(basis[pivots].T, basis[rest].T, rcond=None)[0].T, np.float64)
+        shift = float(np.finfo(np.float64).eps * (np.linalg.norm(pivots) or 1.0))
+        return np.asarray(np.linalg.solve(pivots.T + shift * np.eye(len(pivots)), rows.T).T, np.float64)
 
 
 def correct_bias(left: Array, read: Array, linear_mean: Array, output_mean: Array) -> Array:

@@ -15,6 +15,7 @@ from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.pivot import PIVOT
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.run import Run, latency_table
+from onnx_lowrank.sharing import with_shared
 from onnx_lowrank.sites import Geometry, Site, Why
 
 
@@ -33,10 +34,13 @@ def timed_choices(run: Run) -> list[Choices]:
 
 
 def _timed(run: Run, sites: Sequence[Site], table: LatencyTable) -> list[Choices]:
-    """Candidates of some sites, and of the hidden layers between two of them."""
+    """Candidates of some sites, of the hidden layers between two of them, and of those that may share a factor."""
     loaded = dataclasses.replace(run.loaded, sites=tuple(sites))
     choices = measured_choices(loaded, run.fits, table, run.settings, run.clock)
-    return with_layers(loaded, run.fits, table, choices, run.clock)
+    choices = with_layers(loaded, run.fits, table, choices, run.clock)
+    if run.lowering is not None and run.lowering.scheme.precision == "int8":  # what 8 bits do to pivots is not known
+        return choices
+    return with_shared(loaded, run.fits, table, choices, run.clock)
 
 
 def _untimed(site: Site) -> Choices:

@@ -6,8 +6,10 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.calibration import blaming, shrunk
@@ -19,7 +21,7 @@ from onnx_lowrank.narrow import Narrow, narrowed
 from onnx_lowrank.patches import sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
-from onnx_lowrank.sites import Site
+from onnx_lowrank.sites import Geometry, Site
 
 _GROUP_BYTES = 512 << 20
 _PER_DIMENSION = 12  # sampled patches for each of their entries; with fewer, the error looks better than it is
@@ -60,7 +62,7 @@ def narrow_fits(
     found: dict[str, Narrow] = {}
     for done, group in enumerate(groups):
         progress(done, len(groups))
-        moments = _collected(model, folder, [c.consumer for c in group], samples, count, provider, seed)
+        moments = input_moments(model, folder, [c.consumer for c in group], samples, count, provider, seed)
         for chain in group:
             name = chain.consumer.name
             found[name] = _narrow(chain, moments.pop(name), metrics.get(name))
@@ -77,7 +79,7 @@ def _narrow(chain: Chain, moments: JointMoments, metric: Metric | None) -> Narro
     return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
 
 
-def _collected(
+def input_moments(
     model: onnx.ModelProto,
     folder: Path,
     sites: Sequence[Site],
@@ -86,6 +88,14 @@ def _collected(
     provider: str,
     seed: int,
 ) -> dict[str, JointMoments]:
+    """Moments of what enters some sites, by their names; of a convolution's patches only as many as are enough.
+
+    Args:
+        count: how many samples there are.
+
+    Raises:
+        DataError: an activation that is not finite.
+    """
     names = list(dict.fromkeys(site.x for site in sites))
     session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
     moments = {site.name: JointMoments(site.geometry.inputs) for site in sites}
@@ -93,11 +103,17 @@ def _collected(
     for sample in samples:
         tensors = dict(zip(names, session.run(sample, names), strict=True))
         for site in sites:
-            g, x = site.geometry, tensors[site.x]
             with blaming(site.x):
-                if g.pointwise:
-                    moments[site.name].add(rows(x, 1 if g.op == "Conv" else -1))
-                else:
-                    wanted = max(math.ceil(_PER_DIMENSION * g.inputs / count), 16)
-                    moments[site.name].add(sampled(x, g, wanted, rngs[site.name]))
+                moments[site.name].add(_read(site.geometry, tensors[site.x], count, rngs[site.name]))
     return moments
+
+
+def _read(geometry: Geometry, x: npt.NDArray[Any], count: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """The vectors that a site reads, all of them or, of patches and padded positions, a sample."""
+    if geometry.op != "Conv":
+        first = geometry.trans_a or (geometry.side == "left" and x.ndim > 1)
+        return rows(x, -2 if first else -1)
+    if geometry.pointwise and not any(geometry.pads):
+        strided: tuple[Any, ...] = tuple(slice(None, None, step) for step in geometry.strides)
+        return rows(x[(slice(None), slice(None), *strided)], 1)
+    return sampled(x, geometry, max(math.ceil(_PER_DIMENSION * geometry.inputs / count), 16), rng)

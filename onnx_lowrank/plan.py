@@ -21,6 +21,7 @@ class Decision:
     `inner` is the rank of the first factor of a kind that has two (`tucker`, `asym3d`), whose `rank` is that of the
     last; else 0.
     `partner` is the other site of a hidden layer that becomes narrower (kind `nystrom`, where the rank is its width);
+    `sharers` are the sites that share a first factor (kind `shared`, all of one rank), this one among them.
     `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
     what it was estimated to cost the model's outputs.
     """
@@ -37,6 +38,7 @@ class Decision:
     loss: float | None = None
     partner: str | None = None
     inner: int = 0
+    sharers: tuple[str, ...] = ()
 
     def keep(self, why: Why) -> Decision:
         """The same site, kept dense for a reason."""
@@ -114,9 +116,10 @@ class Plan:
         return tuple(d for d in self.decisions if d.kind is not None)
 
     def giving_back(self, nodes: Iterable[str]) -> Plan:
-        """The same plan with some sites kept dense, and the other sites of their narrower layers too."""
+        """The same plan with some sites kept dense, and those that were decided together with them too."""
         names = set(nodes)
-        names |= {d.partner for d in self.decisions if d.node in names and d.partner}
+        given = [d for d in self.decisions if d.node in names]
+        names |= {other for d in given for other in (*d.sharers, *([d.partner] if d.partner else []))}
         changed = (d.keep(Why.GIVEN_BACK) if d.node in names and d.kind else d for d in self.decisions)
         return dataclasses.replace(self, decisions=tuple(changed))
 
@@ -165,4 +168,5 @@ def _decision(row: dict[str, Any]) -> Decision:
     kind, rank = row["kind"], row["rank"]
     if (kind is None) != (rank is None) or (rank is not None and (not isinstance(rank, int) or rank < 1)):
         raise ValueError(f"kind {kind!r} and rank {rank!r} of node {row['node']!r} do not go together")
-    return Decision(**{**row, "why": why, "shape": tuple(row["shape"])})
+    sharers = tuple(str(node) for node in row.get("sharers", ()))
+    return Decision(**{**row, "why": why, "shape": tuple(row["shape"]), "sharers": sharers})

@@ -9,9 +9,10 @@ import numpy as np
 import scipy.linalg
 
 from onnx_lowrank import insitu, measure, wholes
-from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms, settle
+from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms
 from onnx_lowrank.blame import explained
 from onnx_lowrank.candidates import fitting
+from onnx_lowrank.knapsack import settle
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.mixed import timed_choices
 from onnx_lowrank.plan import Decision, Plan, Refit
@@ -102,7 +103,7 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
         run.clock("probe", done, total)
 
     baseline = run.settings.policy != "knapsack"
-    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.alone or (c.timed and baseline)]
+    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.ranked or (c.timed and baseline)]
     found = responses(errors, probed.loss, progress, probes=probes)
     widths = [(c.dense.node, {k.rank: k.error for k in c.candidates if k.partner}) for c in asked]
     reading = [(node, known) for node, known in widths if known and run.fits[node].narrow is not None]
@@ -131,7 +132,7 @@ def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
 def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
     """Local error by rank of the best low-rank map, over the range of errors that the site's candidates have."""
     spectrum = run.fits[choice.dense.node].factorization
-    limit = max(k.error for k in choice.alone or choice.timed)
+    limit = max(k.error for k in choice.ranked or choice.timed)
     ranks = range(1, min(choice.dense.shape))
     errors = {rank: spectrum.relative(rank) for rank in ranks}
     most = max(limit, min(errors.values(), default=0.0))

@@ -14,6 +14,7 @@ from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, ModelError
+from onnx_lowrank.families import families
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.functions import inlined
@@ -25,7 +26,10 @@ from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.narrowing import fits_in, narrow_fits
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
+from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.passes.survey import survey
+from onnx_lowrank.projecting import projections
+from onnx_lowrank.projection import Projection
 from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.settings import Settings
@@ -177,12 +181,14 @@ def calibrate(
     allowed = {site.name: settings.kinds if decided is None else decided[site.name] for site in sites}
     separated = _separated(loaded, sites, allowed, settings, progress)
     narrow = _narrow(loaded, allowed, settings, progress)
+    shared = _shared(loaded, allowed, settings, progress)
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
         fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
         name = site.name
-        fits[name] = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
+        fit = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
+        fits[name] = dataclasses.replace(fit, shared=shared.get(name, {}))
     progress("factor", len(sites), len(sites))
     return fits
 
@@ -248,4 +254,24 @@ def _narrow(
         seed=settings.seed,
         metrics=loaded.metrics,
         progress=lambda done, total: progress("narrow", done, total),
+    )
+
+
+def _shared(
+    loaded: Loaded, allowed: Mapping[str, Sequence[str]], settings: Settings, progress: Progress
+) -> dict[str, dict[tuple[str, ...], Projection]]:
+    """Projections of what several sites read, by the first of them and the names of all."""
+    found = families([site for site in loaded.sites if SHARED in allowed.get(site.name, ())])
+    if not found or settings.policy != "knapsack":  # the baselines do not know it
+        return {}
+    return projections(
+        loaded.file.model,
+        loaded.file.folder,
+        found,
+        loaded.calibration,
+        bytes_of=lambda site: 4 * max(math.prod(shape) for shape in loaded.runs[0][site.nodes[0]].input_shapes),
+        provider=settings.provider,
+        seed=settings.seed,
+        metrics=loaded.metrics,
+        progress=lambda done, total: progress("share", done, total),
     )

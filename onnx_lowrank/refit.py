@@ -28,6 +28,7 @@ from onnx_lowrank.linalg import Metric, factor_gram
 from onnx_lowrank.moments import MOST, rows
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
+from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.patches import positions, unfolded
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.polish import Seen, Task, polished
@@ -73,8 +74,22 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) ->
     """The rewritten sites that can be refitted, in the order of the graph, a group for every pass over the data."""
     chosen = {d.node for d in decisions if d.kind}
     usable = [site for site in sites if site.name in chosen and _usable(site)]
-    most = max(math.ceil(len(usable) / passes), 1)
-    return [tuple(group) for group in grouped(usable, lambda s: 8 * s.geometry.inputs**2, _GROUP_BYTES, most)]
+    units = _units(usable, {d.node for d in decisions if d.kind == SHARED})
+    most = max(math.ceil(len(units) / passes), 1)
+
+    def size_of(unit: Group) -> int:
+        return sum(8 * site.geometry.inputs**2 for site in unit)
+
+    return [tuple(itertools.chain(*group)) for group in grouped(units, size_of, _GROUP_BYTES, most)]
+
+
+def _units(sites: Sequence[Site], sharing: Collection[str]) -> list[Group]:
+    """The sites one by one, those that share a factor together: the prefix has all of them or none."""
+    units: dict[tuple[bool, str], list[Site]] = {}
+    for site in sites:
+        shares = site.name in sharing
+        units.setdefault((shares, site.x if shares else site.name), []).append(site)
+    return [tuple(unit) for unit in units.values()]
 
 
 def _usable(site: Site) -> bool:
@@ -204,7 +219,7 @@ def _fit(
     metric: Metric | None,
     before: Fit | None,
 ) -> Fit:
-    """Factors of the moved weight; the channels of a layer keep their order, which stands on all samples."""
+    """Factors of the moved weight; a layer's order of channels and shared projections, made of all samples, stay."""
     moments = found.moments
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
@@ -213,7 +228,8 @@ def _fit(
     weighted = target if metric is None else metric.root @ target
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
-    fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow)
+    shared = {} if before is None else before.shared
+    fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow, shared=shared)
     kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
     if kind is None:
         return fit

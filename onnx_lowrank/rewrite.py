@@ -7,21 +7,23 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 
-from onnx_lowrank.calibration import Fits, factors, narrow_fit
+from onnx_lowrank.calibration import Fits, factors, narrow_fit, shared_fit
 from onnx_lowrank.chains import Chain, chain_after
 from onnx_lowrank.errors import PassError, SettingsError
+from onnx_lowrank.families import Apart, Family, family_of, sets
 from onnx_lowrank.files import ModelFile
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.nystrom import NYSTROM, narrow_layer, narrow_positions
+from onnx_lowrank.passes.shared import SHARED, Pivots, most_rank, shared_factor
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Site
 
 
 def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
-    """One patch for every decision that changes a site; the two sites of a narrower layer share one.
+    """One patch for every decision that changes a site; sites that are decided together share one.
 
     Args:
         graph: before the first of them.
@@ -29,8 +31,9 @@ def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence
     by_name = {site.name: site for site in sites}
     kinds = {kind.name: kind for kind in KINDS}
     yield from _narrow_patches(graph, sites, fits, [d for d in decisions if d.kind == NYSTROM])
+    yield from _shared_patches(sites, fits, [d for d in decisions if d.kind == SHARED])
     for decision in decisions:
-        if decision.kind in (None, NYSTROM) or decision.rank is None:
+        if decision.kind in (None, NYSTROM, SHARED) or decision.rank is None:
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
         fragment = kind.build(site.geometry, *factors(site, fit, kind, decision.rank, decision.inner))
@@ -66,6 +69,34 @@ def narrow_patch(chain: Chain, fits: Fits, width: int) -> Patch:
         bias,
     )
     return Patch(second.name, narrow_positions(chain), first.x, second.y, fragment, NYSTROM, (first.name,))
+
+
+def _shared_patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
+    """One for every tensor: what shares a factor among its readers, one set at most, is told by the kind alone."""
+    ranks = {d.node: d.rank or 0 for d in decisions}
+    reading: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.name in ranks:
+            reading.setdefault(site.x, []).append(site)
+    for members in reading.values():
+        names = tuple(site.name for site in members)
+        if names not in fits[names[0]].shared or len({ranks[name] for name in names}) > 1:
+            raise PassError(f"{SHARED} at {names[0]}: the sites that were fitted together were not decided together")
+        yield shared_patch(tuple(members), fits, ranks[names[0]])
+
+
+def shared_patch(members: Family, fits: Fits, rank: int) -> Patch:
+    """Sites on their common factor of a rank."""
+    names, geometries = [site.name for site in members], [site.geometry for site in members]
+    found = fits[names[0]].shared[tuple(names)]
+    parts = [shared_fit(site, fits[site.name], found, rank) for site in members]
+    pivots = Pivots.of([left for left, _ in parts])
+    down = parts[pivots.owner][0][pivots.rows] @ found.right(rank)
+    fragment = shared_factor(names, geometries, pivots, down, [bias for _, bias in parts])
+    nodes = tuple(node for site in members for node in site.nodes)
+    first, *others = members
+    also, tensors = (tuple(getattr(site, name) for site in others) for name in ("name", "y"))
+    return Patch(first.name, nodes, first.x, first.y, fragment, SHARED, also, tensors)
 
 
 def dense_patch(site: Site, made_by: str) -> Patch:
@@ -114,6 +145,9 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
         if decision.kind == NYSTROM:
             _check_pair(decision, decisions)
             continue
+        if decision.kind == SHARED:
+            _check_set(decision, decisions, sites)
+            continue
         kind, here = kinds.get(decision.kind), geometry[decision.node]
         if kind is None or not kind.allows(here, decision.rank, decision.inner):
             size = size_text(decision.rank, decision.inner)
@@ -128,3 +162,19 @@ def _check_pair(decision: Decision, decisions: Sequence[Decision]) -> None:
             f"node '{decision.node}' is {NYSTROM} {decision.rank} in the plan, but its partner "
             f"'{decision.partner}' is not; make the plan again"
         )
+
+
+def _check_set(decision: Decision, decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
+    """Sites that share a factor name one another, have one rank, and read one tensor in the same way."""
+    named = [d for d in decisions if d.node in decision.sharers]
+    agreed = {(d.kind, d.rank, d.sharers) for d in named} == {(SHARED, decision.rank, decision.sharers)}
+    if decision.node not in decision.sharers or len(named) != len(decision.sharers) or not agreed:
+        raise SettingsError(
+            f"node '{decision.node}' is {SHARED} {decision.rank} in the plan, but not all of its sharers are; "
+            "make the plan again"
+        )
+    family = family_of(next(site for site in sites if site.name == decision.node), sites)
+    known = () if isinstance(family, Apart) else sets(family)
+    members = next((one for one in known if tuple(site.name for site in one) == decision.sharers), None)
+    if members is None or not 0 < (decision.rank or 0) <= most_rank([site.geometry for site in members]):
+        raise SettingsError(f"node '{decision.node}' cannot become {SHARED} {decision.rank} with its sharers here")

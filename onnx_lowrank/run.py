@@ -18,6 +18,7 @@ from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
+from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
@@ -201,13 +202,13 @@ def _stage(clock: Clock) -> Callable[[int, int], None]:
 def unrepaired(plan: Plan) -> dict[str, tuple[str, ...]]:
     """The kinds by node whose fits on the original's activations a replay uses: before a repair, or without one.
 
-    The order of a layer's channels stays that of the original's activations.
+    The order of a layer's channels and the projections that sites share stay those of the original's activations.
     """
     used: dict[str, set[str]] = {}
     kept: set[str] = set()
     for decisions, repaired in (*((r.plan(plan.decisions), r.kept) for r in plan.refits), (plan.decisions, ())):
         kept.update(repaired)
         for d in decisions:
-            if d.kind and (d.node not in kept or d.kind == NYSTROM):
+            if d.kind and (d.node not in kept or d.kind in (NYSTROM, SHARED)):
                 used.setdefault(d.node, set()).add(d.kind)
     return {node: tuple(sorted(kinds)) for node, kinds in used.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.providers import NVIDIA, PROVIDERS, Provider, checked_options
 
-KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom")
+KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom", "shared")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 PRECISION_NAMES = ("fp32", "fp16", "int8")

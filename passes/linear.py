@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import finfo
 
-from onnx_lowrank.fragment import Op, stored
+from onnx_lowrank.fragment import Op, dtype_of, stored
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.sites import Geometry
+
+AMPLIFIED = 2e-3
+"""Most that outputs written by pivots may be amplified: an error of about 1e-5 of the output's power."""
 
 Part = tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]
 
@@ -33,6 +37,23 @@ def affine(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: A
     if geometry.op == "Gemm":
         return _gemm(geometry, name, x, y, weight, bias, first=first)
     return _matmul(geometry, name, x, y, weight, bias)
+
+
+def joined(geometry: Geometry, name: str, parts: tuple[str, str], y: str, bias: Array) -> Part:
+    """Ops that put two parts of a site's outputs side by side; a MatMul has its Add here, where it is fused."""
+    rank = len(geometry.x_shape) or 2
+    axis = 1 if geometry.op == "Conv" else max(rank - (2 if geometry.side == "left" else 1), 0)
+    if geometry.op != "MatMul" or not geometry.bias:
+        return (Op(name, "Concat", parts, y, {"axis": axis}),), {}
+    both, b = f"{name}.joined", f"{name}.bias"
+    concat = Op(name, "Concat", parts, both, {"axis": axis})
+    return (concat, Op(f"{name}_bias", "Add", (both, b), y)), {b: stored(bias, geometry)}
+
+
+def amplification(geometry: Geometry, coefficients: Array) -> float:
+    """Largest coefficient times the machine epsilon of the stored type."""
+    epsilon = float(finfo(dtype_of(geometry)).eps)  # type: ignore[no-untyped-call]
+    return float(np.abs(coefficients).max(initial=0.0)) * epsilon
 
 
 def _matmul(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None) -> Part:

@@ -12,18 +12,10 @@ Left alone: grouped convolutions, sites where the coefficients would amplify the
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from ml_dtypes import finfo
-
-from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y, dtype_of, stored
+from onnx_lowrank.fragment import Fragment, Kind, X, Y
 from onnx_lowrank.linalg import Array, end_pivots
-from onnx_lowrank.passes.linear import affine
+from onnx_lowrank.passes.linear import AMPLIFIED, affine, amplification, joined
 from onnx_lowrank.sites import Geometry
-
-_AMPLIFIED = 2e-3  # largest coefficient × machine epsilon: an error of about 1e-5 of the output's power
 
 
 def pivot_rows(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
@@ -35,26 +27,13 @@ def pivot_rows(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fr
     down, constants = affine(geometry, "down", X, "pivots", left[pivots] @ right, b_pivot, first=True)
     up, up_constants = affine(geometry, "up", "pivots", "rest", coefficients, b_rest, first=False)
     parts = ("pivots", "rest") if pivots.start == 0 else ("rest", "pivots")
-    tail, tail_constants = _joined(geometry, parts, bias)
+    tail, tail_constants = joined(geometry, "concat", parts, Y, bias)
     return Fragment((*down, *up, *tail), {**constants, **up_constants, **tail_constants})
-
-
-def _joined(
-    geometry: Geometry, parts: tuple[str, str], bias: Array
-) -> tuple[tuple[Op, ...], dict[str, npt.NDArray[Any]]]:
-    rank = len(geometry.x_shape) or 2
-    axis = 1 if geometry.op == "Conv" else max(rank - (2 if geometry.side == "left" else 1), 0)
-    if geometry.op != "MatMul" or not geometry.bias:
-        return (Op("concat", "Concat", parts, Y, {"axis": axis}),), {}
-    concat = Op("concat", "Concat", parts, "joined", {"axis": axis})
-    return (concat, Op("bias", "Add", ("joined", "bias"), Y)), {"bias": stored(bias, geometry)}
 
 
 def well_conditioned(geometry: Geometry, left: Array) -> bool:
     """Whether left (N×r) can be written by its own end rows without amplifying the rounding of the stored type."""
-    largest = float(np.abs(end_pivots(left)[2]).max(initial=0.0))
-    epsilon = float(finfo(dtype_of(geometry)).eps)  # type: ignore[no-untyped-call]
-    return largest * epsilon <= _AMPLIFIED
+    return amplification(geometry, end_pivots(left)[2]) <= AMPLIFIED
 
 
 def pivot_cost(geometry: Geometry, rank: int) -> int:

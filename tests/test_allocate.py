@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.allocate import Candidate, Choices, frontier, predicted_loss, predicted_ms, settle
+from onnx_lowrank.allocate import Candidate, Choices, frontier, predicted_loss, predicted_ms
+from onnx_lowrank.knapsack import settle
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Why
 
@@ -109,9 +114,29 @@ def layered(sites: list[Choices], first: int, second: int, widths: list[tuple[fl
     return found
 
 
+def shared(sites: list[Choices], sets: list[tuple[int, ...]], ranks: list[tuple[float, float]]) -> list[Choices]:
+    """The same sites, sets of them with a common factor: (share of the time, loss of each) by rank."""
+    found = list(sites)
+    for members in sets:
+        names = tuple(sites[i].dense.node for i in members)
+        for index in members:
+            more = tuple(
+                Candidate("shared", rank + len(members), loss, sites[index].cost("ms") * part, loss, sharers=names)
+                for rank, (part, loss) in enumerate(ranks)
+            )
+            found[index] = dataclasses.replace(found[index], candidates=(*found[index].candidates, *more))
+    return found
+
+
 shares = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.1, 0.95), st.floats(0.001, 1.0)), min_size=1, max_size=3)
 paired = st.tuples(problems.filter(lambda sites: len(sites) > 1), shares).map(
     lambda drawn: layered(drawn[0], 0, len(drawn[0]) - 1, drawn[1])
+)
+
+
+parts = st.lists(st.tuples(st.floats(0.1, 0.95), st.floats(0.001, 0.5)), min_size=1, max_size=2)
+families = st.tuples(problems.filter(lambda sites: len(sites) > 2), parts).map(
+    lambda drawn: shared(drawn[0], [(0, 1, 2), (0, 1), (0, 2), (1, 2)], drawn[1])
 )
 
 
@@ -119,6 +144,9 @@ def whole(decisions: tuple[Decision, ...]) -> bool:
     """Whether every half of a layer has its other half, at the same width."""
     by_name = {d.node: d for d in decisions}
     halves = [(d, by_name[d.partner]) for d in decisions if d.partner]
+    sharing = [(d, by_name[name]) for d in decisions for name in d.sharers]
+    if not all((d.kind, d.rank, d.sharers) == (other.kind, other.rank, other.sharers) for d, other in sharing):
+        return False
     return all((d.kind, d.rank, d.node) == (other.kind, other.rank, other.partner) for d, other in halves)
 
 
@@ -131,8 +159,8 @@ def brute_paired(sites: list[Choices], limit: float) -> float:
     return float(best)
 
 
-@given(paired, st.floats(0.0, 2.0))
-def test_both_halves_of_a_layer_are_chosen_or_none(sites: list[Choices], limit: float) -> None:
+@given(st.one_of(paired, families), st.floats(0.0, 2.0))
+def test_what_goes_together_is_chosen_together_or_not_at_all(sites: list[Choices], limit: float) -> None:
     found = settle(sites, least="ms", limited="loss", limit=limit)
     assert found is not None
     assert whole(found)
@@ -140,8 +168,8 @@ def test_both_halves_of_a_layer_are_chosen_or_none(sites: list[Choices], limit: 
     assert total_ms(sites, found) <= brute_paired(sites, limit) * 1.002 + 1e-6
 
 
-@given(paired)
-def test_the_frontier_is_best_with_layers_too(sites: list[Choices]) -> None:
+@given(st.one_of(paired, families))
+def test_the_frontier_is_best_with_layers_and_common_factors_too(sites: list[Choices]) -> None:
     plans = frontier(sites)
     for loss, decisions in plans:
         assert whole(decisions)
@@ -156,6 +184,26 @@ def test_a_layer_takes_the_place_of_what_its_sites_had_become() -> None:
     assert [(d.kind, d.rank, d.partner) for d in far] == [("nystrom", 1, "b"), ("nystrom", 1, "a")]
 
 
+def test_a_common_factor_takes_the_place_of_what_its_sites_had_become() -> None:
+    sites = shared([site("a", 1.0, [(0.9, 0.001)]), site("b", 1.0, []), site("c", 1.0, [])], [(0, 2)], [(0.5, 0.1)])
+    (_, mild), (_, far) = frontier(sites)
+    assert [(d.kind, d.rank) for d in mild] == [("svd", 1), (None, None), (None, None)]
+    assert [(d.kind, d.rank, d.sharers) for d in far] == [
+        ("shared", 2, ("a", "c")),
+        (None, None, ()),
+        ("shared", 2, ("a", "c")),
+    ]
+
+
+def test_a_set_that_not_all_of_its_sites_offer_is_not_chosen() -> None:
+    all_three = shared([site(name, 1.0, []) for name in "abc"], [(0, 1, 2)], [(0.5, 0.1)])
+    sites = [*all_three[:2], dataclasses.replace(all_three[2], candidates=())]
+    assert frontier(sites) == []
+    found = settle(sites, least="ms", limited="loss", limit=1.0)
+    assert found is not None
+    assert not any(d.kind for d in found)
+
+
 def test_a_half_without_its_other_half_is_not_chosen() -> None:
     both = layered([site("a", 1.0, []), site("b", 1.0, [])], 0, 1, [(0.3, 0.3, 0.1)])
     sites = [both[0], dataclasses.replace(both[1], candidates=())]
@@ -163,3 +211,21 @@ def test_a_half_without_its_other_half_is_not_chosen() -> None:
     found = settle(sites, least="ms", limited="loss", limit=1.0)
     assert found is not None
     assert not any(d.kind for d in found)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="prints by the C library of POSIX systems")
+def test_what_the_solver_prints_does_not_reach_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    milp = scipy.optimize.milp
+
+    def talking(*given: Any, **named: Any) -> Any:
+        ctypes.CDLL(None).printf(b"buffered ")
+        os.write(1, b"direct ")
+        return milp(*given, **named)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talking)
+    ctypes.CDLL(None).printf(b"before ")
+    assert settle([site("a", 1.0, [(0.5, 0.3)])], least="ms", limited="loss", limit=0.5)
+    print("after", flush=True)
+    assert capfd.readouterr().out == "before after\n"

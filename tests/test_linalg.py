@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg import Array, correct_bias, end_pivots, factor_gram, factor_input
+from onnx_lowrank.linalg import Array, common_pivots, correct_bias, end_pivots, factor_gram, factor_input
 
 EPS = float(np.finfo(np.float64).eps)
 SIZES = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 80), st.integers(0, 2**32 - 1))
@@ -95,7 +95,33 @@ def test_the_end_with_the_smaller_coefficients_is_taken() -> None:
     assert end_pivots(basis[::-1])[0] == slice(0, 3)
 
 
-def test_singular_pivots_give_finite_coefficients() -> None:
+def test_singular_pivots_give_finite_coefficients_that_tell() -> None:
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((9, 3)))[0]
-    basis[[0, 8]] = 0.0
-    assert np.isfinite(end_pivots(basis)[2]).all()
+    basis[0] = 0.0
+    assert end_pivots(basis)[0] == slice(6, 9)
+    basis[8] = 0.0
+    coefficients = end_pivots(basis)[2]
+    assert np.isfinite(coefficients).all()
+    assert np.abs(coefficients).max() > 1e12
+
+
+def test_common_pivots_write_all_rows_and_have_the_smallest_coefficients() -> None:
+    rng = np.random.default_rng(0)
+    bases = [rng.standard_normal((count, 4)) for count in (3, 7, 4)]
+    owner, pivots, coefficients = common_pivots(bases)
+    rest = [np.delete(basis, pivots, axis=0) if i == owner else basis for i, basis in enumerate(bases)]
+    for wanted, combined in zip(rest, coefficients, strict=True):
+        assert combined @ bases[owner][pivots] == pytest.approx(wanted, abs=1e-9)
+    ends = [(1, slice(0, 4)), (1, slice(3, 7)), (2, slice(0, 4))]  # the first basis has fewer rows than pivots
+    assert (owner, pivots) in ends
+    largest = [np.abs(np.concatenate(bases) @ np.linalg.inv(bases[i][rows])).max() for i, rows in ends]
+    assert max(np.abs(c).max(initial=0) for c in coefficients) == pytest.approx(min(largest), abs=1e-9)
+
+
+def test_common_pivots_are_never_dead_outputs_where_others_are_alive() -> None:
+    rng = np.random.default_rng(1)
+    bases = [rng.standard_normal((6, 3)), rng.standard_normal((5, 3))]
+    bases[0][:] = 0
+    bases[1][:2] = 0
+    owner, pivots, _ = common_pivots(bases)
+    assert (owner, pivots) == (1, slice(2, 5))

@@ -29,6 +29,7 @@ LEVELS: Final[dict[str, int]] = {
     "linalg": 1,
     "moments": 1,
     "narrow": 1,
+    "projection": 1,
     "noise": 1,
     "patches": 1,
     "rectified": 1,
@@ -40,7 +41,9 @@ LEVELS: Final[dict[str, int]] = {
     # what decides
     "allocate": 2,
     "blame": 2,
+    "families": 2,
     "fragment": 2,
+    "knapsack": 2,
     "ladders": 2,
     "plan": 2,
     "scheme": 2,
@@ -85,6 +88,7 @@ LEVELS: Final[dict[str, int]] = {
     "metrics": 4,
     "resume": 4,
     "narrowing": 4,
+    "projecting": 4,
     "polish": 4,
     "precision": 4,
     "ranges": 4,
@@ -106,6 +110,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.linear": 5,
     "passes.nystrom": 5,
     "passes.pivot": 5,
+    "passes.shared": 5,
     "passes.spatial": 5,
     "passes.survey": 5,
     "passes.svd": 5,
@@ -118,6 +123,7 @@ LEVELS: Final[dict[str, int]] = {
     "insitu": 6,
     "layers": 6,
     "mixed": 6,
+    "sharing": 6,
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
@@ -174,7 +180,7 @@ LEVELS: Final[dict[str, int]] = {
 """Every module without its `onnx_lowrank.`; '' is the facade."""
 
 SHARED_BY_PASSES: Final = {
-    "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.svd"},
+    "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.shared", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.fold": {"passes.survey"},
     "passes.asym3d": {"passes"},
