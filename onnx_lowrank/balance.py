@@ -6,9 +6,10 @@ after    x -[ down / s, (b − m) / s ]- (t − m) / s -[ up · s, c + up m ]-> 
 
 The channels of t have falling variances, and one step has to do for all of them, and one for each row of `up`. `M`
 makes the columns of `up` orthonormal and turns them at random, so that every channel is a sum of all and the peaks of
-one are spread over all (QuaRot, arXiv 2404.00456, does so at run time; between two factors it is free). `s` is a power
-of the ranges that channels then have, the one with the least noise at y (`noise.balanced_scale`). `m` is the middle of
-a channel's range; it is moved only where that is exact: a pointwise second convolution.
+one are spread over all (QuaRot, arXiv 2404.00456, does so at run time; between two factors it is free). It gains
+nothing where the channels peak together, so that `mixed` and not mixed are both tried. `s` is a power of the ranges
+that channels then have, the one with the least noise at y (`noise.balanced_scale`). `m` is the middle of a channel's
+range; it is moved only where that is exact: a pointwise second convolution.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from onnx_lowrank.noise import balanced_scale
 from onnx_lowrank.protos import attribute, reads
 
 Weights = dict[str, npt.NDArray[np.floating]]
+
+_WORST = 1e4  # condition of a second factor that is mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,45 +101,59 @@ def _pointwise(node: onnx.NodeProto) -> bool:
     return node.op_type == "Conv" and all(k == 1 for k in kernel) and not any(attribute(node, "pads", [0]))
 
 
-def mix(graph: onnx.GraphProto, thin: Thin) -> None:
-    """Turn the channels of one tensor so that all carry alike; in place, the product stays.
-
-    Left alone where the second weight has fewer entries for a channel than there are channels.
-    """
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    down, up = graph.node[thin.down], graph.node[thin.up]
-    second = np.moveaxis(_value(initializers[up.input[1]]), thin.columns, -1)
-    flat = second.reshape(-1, second.shape[-1])
-    entries, rank = flat.shape
-    if rank < 2 or entries < rank:
-        return
-    columns, triangle = np.linalg.qr(flat)
-    turn = ortho_group.rvs(rank, random_state=rank)
-    mixing = turn @ triangle
-    _store(initializers[up.input[1]], np.moveaxis((columns @ turn.T).reshape(second.shape), -1, thin.columns))
-    first = _value(initializers[down.input[1]])
-    mixed = np.tensordot(mixing, np.moveaxis(first, thin.rows, 0), axes=1)
-    _store(initializers[down.input[1]], np.moveaxis(mixed, 0, thin.rows))
-    if len(down.input) > 2:
-        _store(initializers[down.input[2]], mixing @ _value(initializers[down.input[2]]))
+def second_factor(graph: onnx.GraphProto, thin: Thin) -> Array:
+    """What reads the channels of a thin tensor: N×r×taps."""
+    weight = next(t for t in graph.initializer if t.name == graph.node[thin.up].input[1])
+    value = np.moveaxis(_value(weight), thin.columns, 1)
+    return value.reshape(*value.shape[:2], -1)
 
 
-def scaling(graph: onnx.GraphProto, thin: Thin, found: Spread) -> tuple[Array, Array]:
-    """Scale and middle of every channel, for the least noise behind the second node.
+def mixing(second: Array) -> Array | None:
+    """M, r×r, after which the columns of the second factor are orthonormal, turned at random.
+
+    None where the second factor has fewer entries for a channel than there are channels.
 
     Args:
+        second: N×r×taps.
+    """
+    flat = second.transpose(0, 2, 1).reshape(-1, second.shape[1])
+    entries, rank = flat.shape
+    if rank < 2 or entries < rank:
+        return None
+    triangle = np.linalg.qr(flat, mode="r")
+    if np.linalg.cond(triangle) > _WORST:
+        return None
+    return np.asarray(ortho_group.rvs(rank, random_state=rank) @ triangle)
+
+
+def mix(graph: onnx.GraphProto, thin: Thin, mixed: Array) -> None:
+    """Mix the channels of one tensor by M (r×r) and take it out of the next weight; in place."""
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    down, up = graph.node[thin.down], graph.node[thin.up]
+    first, second = _value(initializers[down.input[1]]), _value(initializers[up.input[1]])
+    turned = np.tensordot(mixed, np.moveaxis(first, thin.rows, 0), axes=1)
+    _store(initializers[down.input[1]], np.moveaxis(turned, 0, thin.rows))
+    turned = np.moveaxis(second, thin.columns, -1) @ np.linalg.inv(mixed)
+    _store(initializers[up.input[1]], np.moveaxis(turned, -1, thin.columns))
+    if len(down.input) > 2:
+        _store(initializers[down.input[2]], mixed @ _value(initializers[down.input[2]]))
+
+
+def scaling(thin: Thin, second: Array, found: Spread) -> tuple[Array, Array, float]:
+    """Scale and middle of every channel, for the least noise behind the second node, and that noise.
+
+    Args:
+        second: N×r×taps.
         found: extremes, means and mean squares by channel.
     """
     centre = (found.low + found.high) / 2 if thin.pointwise else np.zeros_like(found.low)
     half = np.maximum(found.high - centre, centre - found.low)
     largest = float(half.max(initial=0.0))
     if largest <= 0:
-        return np.ones_like(half), centre
+        return np.ones_like(half), centre, 0.0
     power = np.maximum(found.power - 2 * centre * found.mean + centre**2, 0.0)
-    weight = next(t for t in graph.initializer if t.name == graph.node[thin.up].input[1])
-    second = np.moveaxis(_value(weight), thin.columns, 1)
-    second = second.reshape(*second.shape[:2], -1)
-    return balanced_scale(second, np.maximum(half, largest * 1e-4), power)[0], centre
+    scale, noise = balanced_scale(second, np.maximum(half, largest * 1e-4), power)
+    return scale, centre, noise
 
 
 def balance(graph: onnx.GraphProto, thin: Thin, scale: Array, centre: Array) -> None:

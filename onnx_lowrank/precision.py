@@ -13,7 +13,17 @@ import onnx
 from onnx import helper
 
 from onnx_lowrank import quantization
-from onnx_lowrank.balance import Spread, balance, correct_biases, mix, scaling, thin_tensors
+from onnx_lowrank.balance import (
+    Spread,
+    Thin,
+    balance,
+    correct_biases,
+    mix,
+    mixing,
+    scaling,
+    second_factor,
+    thin_tensors,
+)
 from onnx_lowrank.normal import normal
 from onnx_lowrank.quantization import OPSET, Range
 from onnx_lowrank.ranges import by_channel, extremes
@@ -91,15 +101,13 @@ class Lowering:
         new = [name for name in _made(plain.graph) if name not in self._statistics.known]
         pairs = [t for t in thin_tensors(plain.graph) if t.tensor in set(new)]
         pairs = [t for t in pairs if exclude.isdisjoint((plain.graph.node[t.down].name, plain.graph.node[t.up].name))]
-        for thin in pairs:
-            mix(plain.graph, thin)
         axes = {t.tensor: t.axis for t in pairs}
-        channels = by_channel(plain, self._folder, self._samples, axes, self._provider)
         rest = [name for name in new if name not in axes]
         ranges |= extremes(plain, self._folder, self._samples, rest, self._provider)
+        channels = self._mixed(plain, pairs, axes)
         for thin in pairs:
             found = channels[thin.tensor]
-            scale, centre = scaling(plain.graph, thin, found)
+            scale, centre, _ = scaling(thin, second_factor(plain.graph, thin), found)
             balance(plain.graph, thin, scale, centre)
             channels[thin.tensor] = _scaled(found, scale, centre)
         for name, found in channels.items():
@@ -108,6 +116,35 @@ class Lowering:
         if self.scheme.biases:
             correct_biases(plain.graph, means)
         return ranges
+
+    def _mixed(self, plain: onnx.ModelProto, pairs: Sequence[Thin], axes: Mapping[str, int]) -> dict[str, Spread]:
+        """Mix the channels of the tensors where that leaves less noise, in place; the spread of all channels then."""
+
+        def spreads(model: onnx.ModelProto) -> dict[str, Spread]:
+            return by_channel(model, self._folder, self._samples, axes, self._provider)
+
+        def noise(thin: Thin, found: Spread, mixed: npt.NDArray[Any] | None = None) -> float:
+            second = second_factor(plain.graph, thin)
+            if mixed is not None:
+                second = np.einsum("nrt,rs->nst", second, np.linalg.inv(mixed))
+            return scaling(thin, second, found)[2]
+
+        turns = {t.tensor: mixing(second_factor(plain.graph, t)) for t in pairs}
+        mixed = onnx.ModelProto()
+        mixed.CopyFrom(plain)
+        for thin in pairs:
+            if (turn := turns[thin.tensor]) is not None:
+                mix(mixed.graph, thin, turn)
+        before, after = spreads(plain), spreads(mixed)
+        better = {
+            t.tensor: turn
+            for t in pairs
+            if (turn := turns[t.tensor]) is not None and noise(t, after[t.tensor], turn) < noise(t, before[t.tensor])
+        }
+        for thin in pairs:
+            if thin.tensor in better:
+                mix(plain.graph, thin, better[thin.tensor])
+        return {name: after[name] if name in better else before[name] for name in axes}
 
     def fragment(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, Feed]:
         """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input.

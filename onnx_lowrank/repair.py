@@ -19,7 +19,7 @@ from onnx_lowrank.run import Run
 
 Decisions = tuple[Decision, ...]
 
-_MACS = 7.5e12  # multiply-adds that all refits together may take
+_MACS = 3e12  # multiply-adds that all refits together may take
 _ROUNDS = (1, 3)  # refits: least and most
 _STEP = 1.02  # another refit is not worth less than this ratio of the sites' time
 

@@ -98,7 +98,8 @@ def separable(weight: Array, covariance: Array, mean: Array, width: int, count: 
         count: patches that the moments stand on.
         ranks: most ranks that will be asked for.
     """
-    return nested_least_squares(weight, covariance, mean, width, count, first_filters(weight, covariance, width)[:ranks])
+    first = first_filters(weight, covariance, width)[:ranks]
+    return nested_least_squares(weight, covariance, mean, width, count, first)
 
 
 def first_filters(weight: Array, covariance: Array, width: int) -> Array:

@@ -10,7 +10,17 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_lowrank.balance import Spread, balance, correct_biases, mix, rounded, scaling, thin_tensors
+from onnx_lowrank.balance import (
+    Spread,
+    balance,
+    correct_biases,
+    mix,
+    mixing,
+    rounded,
+    scaling,
+    second_factor,
+    thin_tensors,
+)
 from onnx_lowrank.noise import balanced_scale, mixed_noise, pivot_noise
 from onnx_lowrank.runtime import Session
 
@@ -59,7 +69,7 @@ def test_the_product_stays_and_the_widest_channel_has_range_one(wide: bool) -> N
     before, thin = run(pair, x), run(pair, x, "t")[0].reshape(3, -1)
     (found,) = thin_tensors(pair.graph)
     assert found.pointwise is not wide
-    scale, centre = scaling(pair.graph, found, spread(thin))
+    scale, centre, _ = scaling(found, second_factor(pair.graph, found), spread(thin))
     assert centre.any() == found.pointwise, "a border of zeros stands for 0: no constant may be taken out before it"
     balance(pair.graph, found, scale, centre)
     np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=2e-5 * np.abs(before).max())
@@ -107,7 +117,9 @@ def test_mixing_keeps_the_product_of_convolutions(wide: bool) -> None:
     x = rng.standard_normal((1, 4, 6, 6)).astype(np.float32)
     before = run(pair, x)
     (found,) = thin_tensors(pair.graph)
-    mix(pair.graph, found)
+    mixed = mixing(second_factor(pair.graph, found))
+    assert mixed is not None
+    mix(pair.graph, found, mixed)
     np.testing.assert_allclose(run(pair, x), before, rtol=0, atol=2e-5 * np.abs(before).max())
     columns = np.moveaxis(numpy_helper.to_array(pair.graph.initializer[1]), 1, -1).reshape(-1, 3)
     np.testing.assert_allclose(columns.T @ columns, np.eye(3), atol=1e-5)
@@ -120,27 +132,35 @@ def test_mixing_spreads_a_loud_channel_and_leaves_less_noise_than_scaling() -> N
     pair = model(MATMULS, down=rng.standard_normal((4, rank)), up=rng.standard_normal((rank, 48)))
     thin = rng.standard_t(3, (6000, rank)) * np.geomspace(30, 1, rank)
     (found,) = thin_tensors(pair.graph)
-    losses = []
+    losses: list[float] = []
+    noises: list[float] = []
     second = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
     exact = thin @ second
     for mixed in (False, True):
         if mixed:
-            mix(pair.graph, found)
+            turn = mixing(second_factor(pair.graph, found))
+            assert turn is not None
+            mix(pair.graph, found, turn)
             turned = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
             second, thin = turned, thin @ second @ np.linalg.pinv(turned)
-        scale, _ = scaling(pair.graph, found, spread(thin.T))
+        scale, _, noise = scaling(found, second_factor(pair.graph, found), spread(thin.T))
+        noises.append(noise)
         step = 2 * np.abs(thin / scale).max() / 255
         rounded_thin = np.rint(thin / scale / step) * step
         losses.append(np.sum((rounded_thin @ rounded((second * scale[:, None]).T).T - exact) ** 2) / np.sum(exact**2))
     assert losses[1] < losses[0] / 2
+    assert noises[1] < noises[0] / 2, "and the estimate, by which one of them is taken, says so"
 
 
-def test_a_second_weight_with_few_entries_is_not_mixed() -> None:
+def test_what_cannot_be_turned_without_loss_is_not_mixed() -> None:
     rng = np.random.default_rng(10)
-    pair = model(MATMULS, down=rng.standard_normal((4, 9)), up=rng.standard_normal((9, 5)))
-    before = pair.SerializeToString()
-    mix(pair.graph, thin_tensors(pair.graph)[0])
-    assert pair.SerializeToString() == before
+    second = rng.standard_normal((5, 9, 1))
+    assert mixing(second) is None, "fewer entries for a channel than channels"
+    second = rng.standard_normal((9, 5, 1))
+    second[:, 4] = second[:, 3] + 1e-9
+    assert mixing(second) is None, "channels that the second factor hardly tells apart"
+    assert mixing(rng.standard_normal((9, 1, 1))) is None, "a single channel"
+    assert mixing(rng.standard_normal((9, 5, 1))) is not None
 
 
 def test_a_tensor_with_a_second_reader_is_no_pair() -> None:
@@ -190,10 +210,12 @@ def test_the_noise_of_mixed_factors_is_what_rounding_does() -> None:
         thin = rng.standard_normal((4000, rank))
         (found,) = thin_tensors(pair.graph)
         before = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
-        mix(pair.graph, found)
+        turn = mixing(second_factor(pair.graph, found))
+        assert turn is not None
+        mix(pair.graph, found, turn)
         second = numpy_helper.to_array(pair.graph.initializer[1]).astype(np.float64)
         mixed = thin @ before @ np.linalg.pinv(second)
-        scale, _ = scaling(pair.graph, found, spread(mixed.T))
+        scale = scaling(found, second_factor(pair.graph, found), spread(mixed.T))[0]
         simulated = _simulated((second * scale[:, None]).T, mixed / scale, mixed @ second)
         assert simulated / 2 < mixed_noise([rank]) < 2 * simulated
 

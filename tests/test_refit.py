@@ -195,7 +195,7 @@ def test_the_original_is_never_changed(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("macs", "count", "expected"),
-    [(10**12, 100, (5, 48)), (10**6, 100, (8, 100)), (10**12, 20, (5, 20)), (15 * 10**8, 192, (8, 62)), (0, 3, (8, 3))],
+    [(10**12, 100, (3, 32)), (10**6, 100, (8, 100)), (10**12, 20, (3, 20)), (15 * 10**8, 192, (8, 62)), (0, 3, (8, 3))],
 )
 def test_a_quick_model_gets_more_passes_and_samples(macs: int, count: int, expected: tuple[int, int]) -> None:
     assert effort(macs, count) == expected
