@@ -22,7 +22,7 @@ from onnx_lowrank.separable import Separable
 from onnx_lowrank.sites import Geometry, Site
 
 _GROUP_BYTES = 512 << 20
-Tap = tuple[str, int]
+Tap = tuple[str, int | tuple[int, ...]]
 """A tensor and the axis of its channels: sites that read one tensor share its moments."""
 
 

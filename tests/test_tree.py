@@ -109,6 +109,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.spatial": 5,
     "passes.survey": 5,
     "passes.svd": 5,
+    "passes.transposed": 5,
     "passes.tucker": 5,
     # what drives them
     "candidates": 6,
@@ -181,6 +182,7 @@ SHARED_BY_PASSES: Final = {
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
     "passes.spatial": {"passes", "passes.asym3d"},
+    "passes.transposed": {"passes.dense", "passes.svd"},
     "passes.tucker": {"passes"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
