@@ -17,6 +17,7 @@ from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.functions import inlined
+from onnx_lowrank.fused import open_fused
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
@@ -67,6 +68,7 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     file = read_model(path)
     if settings.inline_functions:
         file = inlined(file)
+    file = open_fused(file)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)

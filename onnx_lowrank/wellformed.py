@@ -9,14 +9,24 @@ import onnx
 
 from onnx_lowrank.errors import ModelError
 
-_ARITY: Final = {"MatMul": (2, 2), "FusedMatMul": (2, 2), "Gemm": (2, 3), "Conv": (2, 3), "ConvTranspose": (2, 3)}
+_ARITY: Final = {
+    "MatMul": (2, 2),
+    "FusedMatMul": (2, 2),
+    "Gemm": (2, 3),
+    "FusedGemm": (2, 3),
+    "Conv": (2, 3),
+    "FusedConv": (2, 4),
+    "ConvTranspose": (2, 3),
+}
 _TYPES: Final = {
     **dict.fromkeys(("group", "transA", "transB", "transBatchA", "transBatchB"), onnx.AttributeProto.INT),
     **dict.fromkeys(("alpha", "beta"), onnx.AttributeProto.FLOAT),
     **dict.fromkeys(
         ("kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape"), onnx.AttributeProto.INTS
     ),
-    "auto_pad": onnx.AttributeProto.STRING,
+    **dict.fromkeys(("auto_pad", "activation"), onnx.AttributeProto.STRING),
+    **dict.fromkeys(("activation_alpha", "activation_beta", "activation_gamma"), onnx.AttributeProto.FLOAT),
+    "activation_params": onnx.AttributeProto.FLOATS,
 }
 _PER_AXIS: Final = ("strides", "dilations", "output_padding")
 _AUTO_PADS: Final = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")

@@ -55,6 +55,7 @@ LEVELS: Final[dict[str, int]] = {
     "files": 3,
     "fragments": 3,
     "functions": 3,
+    "fused": 3,
     "gpu": 3,
     "graph": 3,
     "libraries": 3,
