@@ -31,7 +31,8 @@ def finish(
 ) -> Report:  # fmt: skip
     """Write, load and measure the plan's model; give sites back until loss and speed hold, then publish.
 
-    Where a precision is asked for and no site is left, the original in that precision is measured and published.
+    Where no site is left, the original in the precision that is asked for, with its neighbours merged, is measured and
+    published.
 
     Raises:
         VerificationError: it does not hold and nothing may be given back.
@@ -68,7 +69,7 @@ def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool
         if not give_back:
             raise VerificationError(_failure(found, run.settings))
         plan = plan.giving_back(_worst(plan, found, run.settings))
-    if run.lowering is None:
+    if run.lowering is None and not run.loaded.merged:
         return plan, None
     plan = plan.giving_back(d.node for d in plan.rewritten)
     found = _saved(run, plan, staged, external)
@@ -151,6 +152,8 @@ def _publish(
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
+    if run.loaded.merged:
+        reason += f", {len(run.loaded.merged)} multiplied into a neighbour"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
         verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))
@@ -215,6 +218,7 @@ def report_of(
         after=after,
         plan=plan,
         kept=run.loaded.kept,
+        merged=tuple(dataclasses.asdict(one) for one in run.loaded.merged),
         frontier=tuple(run.frontier),
         latency=latency,
         staircases=run.table.rows({site.geometry for site in run.loaded.sites}),

@@ -65,6 +65,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         refits=refits,
         provider_options=tuple(sorted(settings.provider_options.items())),
         scheme=run.lowering.scheme if run.lowering else None,
+        merges=tuple((one.taken_in, one.node) for one in loaded.merged),
     )
 
 

@@ -105,6 +105,7 @@ class Report:
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
     precisions: tuple[dict[str, Any], ...] = ()
     ways: tuple[dict[str, Any], ...] = ()
+    merged: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -128,6 +129,7 @@ class Report:
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
             "sites": [_site(d) for d in self.plan.decisions],
             "kept": _counts(self.kept),
+            "merged": list(self.merged),
             "latency": [entry.to_dict() for entry in self.latency],
             "pareto": list(self.frontier),
             "additivity": self.additivity,

@@ -102,7 +102,7 @@ def start(
         SettingsError: the plan is for another graph, or the disk is full.
     """
     _check_table(settings, plan)
-    loaded = load(path, data, settings, clock)
+    loaded = load(path, data, settings, clock, plan.merges if plan else None)
     if out is not None:
         check_room(out, loaded.file.bytes)
     decided, rewritten_sites = None, None
