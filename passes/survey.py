@@ -1,13 +1,12 @@
 """Find the sites: every node of the model is a site, or stays with a reason from a closed list.
 
-    MatMul   x·B or B·x with B constant, x·B also with a batch of matrices B; an Add of a constant bias that follows is
-             taken in;
+    MatMul   x·B or B·x with B constant, x·B also with a batch of matrices B;
              com.microsoft FusedMatMul, any transB and alpha, becomes one too; not transA, transBatchA, transBatchB
     Gemm     x'·B' with constant B and C, any transA, transB, alpha, beta
-    Conv     1-D, 2-D, 3-D, any stride, dilation, pad; a BatchNormalization that follows is folded in;
-             ConvTranspose too, of one group and without output_shape
+    Conv     1-D, 2-D, 3-D, any stride, dilation, pad; ConvTranspose too, of one group and without output_shape
 
-Weights are initializers or Constant nodes, also behind Identity, Transpose and Cast.
+Biases, norms and constants by channel that follow are folded in (`fold`). Weights are initializers or Constant nodes,
+also behind Identity, Transpose and Cast.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import onnx
 from onnx_lowrank.constants import is_constant_op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
+from onnx_lowrank.passes.fold import Folded, fold_following, only_reader
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 from onnx_lowrank.values import all_finite
@@ -159,7 +158,7 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     )
     folded = Folded(weight, None, (position,), node.output[0])
     if side == "right" and groups == 1:
-        folded = fold_bias(graph, folded)
+        folded = fold_following(graph, folded, 0, 1)
     x = node.input[0] if side == "right" else node.input[1]
     more: dict[str, Any] = {"groups": groups, "batch": batch}
     geometry = _geometry(graph, "MatMul", folded, side=side, bias=folded.bias is not None, **more)
@@ -175,7 +174,7 @@ def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | W
     weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
     if weight is None:
         return Why.NOT_FINITE
-    folded = fold_bias(graph, Folded(weight, None, (position,), node.output[0]))
+    folded = fold_following(graph, Folded(weight, None, (position,), node.output[0]), 0, 1)
     geometry = _geometry(graph, "MatMul", folded, side="right", bias=folded.bias is not None)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -202,6 +201,7 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if bias is None:
         return Why.BIAS
     folded = Folded(weight, bias * attribute(node, "beta", 1.0), (position,), node.output[0])
+    folded = fold_following(graph, folded, 0, 2)
     geometry = _geometry(graph, "Gemm", folded, trans_a=bool(attribute(node, "transA", 0)))
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -225,7 +225,8 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(value))
     if bias is None:
         return Why.BIAS
-    folded = fold_norm(graph, Folded(value.reshape(len(value), -1), bias, (position,), node.output[0]))
+    folded = Folded(value.reshape(len(value), -1), bias, (position,), node.output[0])
+    folded = fold_following(graph, folded, spatial, spatial + 2)
     auto_pad = attribute(node, "auto_pad", b"NOTSET").decode()
     geometry = _geometry(
         graph,
