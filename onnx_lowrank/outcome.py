@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_lowrank.calibration import FEW, Evidence
 from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.examine import examined
@@ -207,17 +208,33 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
     )
 
 
+def thin_evidence(known: Mapping[str, Evidence]) -> list[str]:
+    """A sentence about sites that were fitted to few positions; their names are those of the worst."""
+    few = sorted((e.positions / e.width, name) for name, e in known.items() if e.few)
+    if not few:
+        return []
+    worst = known[few[0][1]]
+    return [
+        f"{len(few)} of {len(known)} rewritten sites were fitted to fewer than {FEW} positions for each dimension "
+        f"({few[0][1]}: {worst.positions} for {worst.width}); give more samples"
+    ]
+
+
 def report_of(
     run: Run, plan: Plan, verdict: Verdict, before: ModelFacts, after: ModelFacts,
     latency: tuple[Latency, ...], command: str, hardware: Mapping[str, Any], columns: tuple[Column, ...] = (),
 ) -> Report:  # fmt: skip
     run.clock("report", 1, 1)
+    evidence = {name: fit.evidence for name, fit in run.fits.items() if fit.evidence is not None}
+    if not run.loaded.source.synthetic:
+        run.warnings += thin_evidence({d.node: evidence[d.node] for d in plan.rewritten if d.node in evidence})
     return Report(
         verdict=verdict,
         before=before,
         after=after,
         plan=plan,
         kept=run.loaded.kept,
+        evidence=evidence,
         merged=tuple(dataclasses.asdict(one) for one in run.loaded.merged),
         frontier=tuple(run.frontier),
         latency=latency,

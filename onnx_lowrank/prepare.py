@@ -188,7 +188,11 @@ def calibrate(
         progress("factor", done, len(sites))
         fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
         name = site.name
-        fits[name] = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
+        nested = separated.get(name, {})
+        evidence = fit.evidence
+        if evidence is not None and nested:
+            evidence = dataclasses.replace(evidence, patches=max(one.count for one in nested.values()))
+        fits[name] = dataclasses.replace(fit, nested=nested, narrow=narrow.get(name), evidence=evidence)
     progress("factor", len(sites), len(sites))
     return fits
 

@@ -214,6 +214,7 @@ def _fit(
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
     fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow)
+    fit = dataclasses.replace(fit, evidence=None if before is None else before.evidence)
     kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
     if kind is None:
         return fit
