@@ -117,6 +117,7 @@ LEVELS: Final[dict[str, int]] = {
     "candidates": 6,
     "columns": 6,
     "compare": 6,
+    "guard": 6,
     "hardware": 6,
     "insitu": 6,
     "layers": 6,
