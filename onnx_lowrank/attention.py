@@ -126,7 +126,8 @@ def _reader(graph: Graph, tensor: str, reading: Mapping[int, Site]) -> Site | No
             return None
         if position in reading:
             site = reading[position]
-            return site if site.x == tensor and site.geometry.side == "right" and not site.geometry.trans_a else None
+            plain = site.geometry.side == "right" and not site.geometry.trans_a and site.geometry.groups == 1
+            return site if site.x == tensor and plain else None
         node = graph.protos[position]
         if node.op_type not in _MOVES or node.input[0] != tensor:
             return None

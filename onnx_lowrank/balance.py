@@ -27,6 +27,8 @@ from onnx_lowrank.linalg import Array
 from onnx_lowrank.noise import balanced_scale
 from onnx_lowrank.protos import attribute, reads
 
+_MATRIX = 2  # axes
+
 Weights = dict[str, npt.NDArray[np.floating]]
 
 _WORST = 1e4  # condition of a second factor that is mixed
@@ -68,6 +70,7 @@ def thin_tensors(graph: onnx.GraphProto) -> list[Thin]:
     """All pairs of linear nodes with constant weights of their own that can be balanced."""
     counted = reads(graph, graph.node)
     weights = {tensor.name for tensor in graph.initializer if counted[tensor.name] == 1}
+    batches = {tensor.name for tensor in graph.initializer if len(tensor.dims) > _MATRIX}
     makers = {node.output[0]: position for position, node in enumerate(graph.node) if node.output}
     found = []
     for up, node in enumerate(graph.node):
@@ -76,6 +79,8 @@ def thin_tensors(graph: onnx.GraphProto) -> list[Thin]:
             continue
         first, second = _axes(graph.node[down]), _axes(node)
         if first is None or second is None or any(graph.node[p].input[1] not in weights for p in (down, up)):
+            continue
+        if any(graph.node[p].op_type == "MatMul" and graph.node[p].input[1] in batches for p in (down, up)):
             continue
         if len(graph.node[down].input) > 2 and graph.node[down].input[2] not in weights:
             continue

@@ -115,8 +115,10 @@ def fusions(report: Json) -> Table | None:
         ("before", "before", whole),
         ("after", "after", whole),
         _text("change", "change"),
+        _text("places", "lost at"),
     ]
-    return _table("fusions", report.get("fusions"), columns)
+    rows = [{**row, "places": ", ".join(row.get("lost_at") or ()) or None} for row in report.get("fusions") or ()]
+    return _table("fusions", rows, columns)
 
 
 def fallback(report: Json) -> Table | None:

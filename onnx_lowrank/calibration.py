@@ -14,7 +14,16 @@ import onnx
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_groups, factor_input
+from onnx_lowrank.linalg import (
+    Array,
+    Factorization,
+    Metric,
+    correct_bias,
+    effective_rank,
+    factor_gram,
+    factor_groups,
+    factor_input,
+)
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.projection import Projection
@@ -23,8 +32,34 @@ from onnx_lowrank.separable import Separable
 from onnx_lowrank.sites import Geometry, Site
 
 _GROUP_BYTES = 512 << 20
-Tap = tuple[str, int]
+Tap = tuple[str, int | tuple[int, ...]]
 """A tensor and the axis of its channels: sites that read one tensor share its moments."""
+
+
+FEW = 4
+"""Positions for each dimension of a second moment, below which it is shrunk, and a user is warned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How much a fit stands on.
+
+    Attributes:
+        positions: vectors that were seen, of the site's input or of its output.
+        width: entries of each (for groups, of those of one).
+        effective_rank: of their second moment, the mean taken out where it can be corrected (the least of the groups).
+        patches: of the input that were sampled for nested kinds; 0 where there is no such fit.
+    """
+
+    positions: int
+    width: int
+    effective_rank: float
+    patches: int = 0
+
+    @property
+    def few(self) -> bool:
+        """Whether positions are too few to trust the second moment alone."""
+        return self.positions < FEW * self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +76,7 @@ class Fit:
         polished: better factors by kind, rank and inner rank, the corrected bias last.
         narrow: the same site on fewer channels of the layer that it reads, where it may be made narrower.
         shared: projections of the site's input for it and other sites, by their names; it is the first of them.
+        evidence: how much it stands on.
     """
 
     factorization: Factorization
@@ -52,6 +88,7 @@ class Fit:
     narrow: Narrow | None = None
     polished: Mapping[tuple[str, int, int], tuple[Array, ...]] = dataclasses.field(default_factory=dict)
     shared: Mapping[tuple[str, ...], Projection] = dataclasses.field(default_factory=dict)
+    evidence: Evidence | None = None
 
     def left(self, rank: int) -> Array:
         """The left factor at a rank, N×r."""
@@ -138,16 +175,25 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     """The spectrum of a site in a metric of its output, exact at every rank, and the mean of its output."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
+    known = _evidence(site, second, moments.count)
     if site.geometry.groups > 1:
-        return Fit(_by_group(site, second, moments.count), moments.mean, moments.mean - site.bias_vector)
+        spectrum = _by_group(site, second, moments.count)
+        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, evidence=known)
     if site.tap == "output":
         gram = shrunk(second, moments.count, lambda: weight @ weight.T)
         spectrum = factor_gram(gram if metric is None else metric.root @ gram @ metric.root)
-        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, metric=metric)
+        return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, metric=metric, evidence=known)
     identity = shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
     linear = weight @ moments.mean
     spectrum = factor_input(weight if metric is None else metric.root @ weight, identity)
-    return Fit(spectrum, linear + site.bias_vector, linear, metric=metric)
+    return Fit(spectrum, linear + site.bias_vector, linear, metric=metric, evidence=known)
+
+
+def _evidence(site: Site, second: Array, count: int) -> Evidence:
+    groups = site.geometry.groups
+    width = len(second) // groups
+    blocks = (second[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(groups))
+    return Evidence(count, width, min(map(effective_rank, blocks)))
 
 
 def _by_group(site: Site, second: Array, count: int) -> Factorization:
@@ -161,14 +207,14 @@ def _by_group(site: Site, second: Array, count: int) -> Factorization:
 
 
 def shrunk(second: Array, count: int, target: Callable[[], Array]) -> Array:
-    """Shrink a second moment towards that of white inputs where positions are few: below 4 per dimension.
+    """Shrink a second moment towards that of white inputs where positions are few: below `FEW` per dimension.
 
     Args:
         second: of `count` vectors.
         target: second moment of white inputs, at any scale.
     """
     width = len(second)
-    if count >= 4 * width:
+    if count >= FEW * width:
         return second
     white = target()
     power = float(np.trace(white))

@@ -87,7 +87,7 @@ def _alone(graph: Graph, node: onnx.NodeProto, image: Mapping[str, str]) -> bool
 def aligned(site: Site, consumer: Site) -> bool:
     """Whether the output's channels are the channels that the consumer sums over."""
     mine, theirs = site.geometry, consumer.geometry
-    if max(mine.groups, theirs.groups) > 1:
+    if max(mine.groups, theirs.groups) > 1 or "ConvTranspose" in (mine.op, theirs.op):
         return False
     if mine.op == "Conv" or theirs.op == "Conv":
         return mine.op == theirs.op and theirs.channels == mine.outputs

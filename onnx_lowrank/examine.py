@@ -9,7 +9,7 @@ from onnx_lowrank import details, profiles
 from onnx_lowrank.files import read_model
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import Session
-from onnx_lowrank.verify import Measured
+from onnx_lowrank.verify import Measured, original
 
 
 def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
 
 def _nodes(run: Run, staged: Path, attempt: details.Attempt) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Times by node of the original, and the fusions of both graphs."""
-    file, feed = run.loaded.file, run.loaded.feeds[0]
+    file, feed = original(run.loaded), run.loaded.feeds[0]
     fused: list[dict[str, Any]] = []
 
     def rows() -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
 
 from onnx_lowrank.errors import ModelError, SettingsError
+from onnx_lowrank.protos import Opened
 from onnx_lowrank.saving import Part, read_chunks, write_files
 from onnx_lowrank.tensors import (
     data_files,
@@ -39,13 +40,17 @@ _PAYLOAD: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A model as it lies on disk. Hash and size count the model file and its data files."""
+    """A model as it lies on disk. Hash and size count the model file and its data files.
+
+    `opened` are the fused nodes that are plain ones in `model`.
+    """
 
     path: Path
     model: onnx.ModelProto
     sha256: str
     bytes: int
     external: bool
+    opened: tuple[Opened, ...] = ()
 
     @property
     def folder(self) -> Path:

@@ -22,7 +22,7 @@ X, Y = "x", "y"
 class Op:
     """One node of a fragment; `name` is its part of the node's name (`conv3/down`), inputs and output are local.
 
-    `owner` is the other part, where that is not the site of the patch.
+    `owner` is the other part, where that is not the site of the patch; without a `name` it is the whole.
     """
 
     name: str

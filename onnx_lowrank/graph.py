@@ -139,14 +139,15 @@ class Graph:
 
     def _make(self, op: Any, patch: Patch, names: dict[str, str], tensors: dict[str, Any]) -> onnx.NodeProto:
         owner = op.owner or patch.site
-        name = self.fresh(f"{owner}/{op.name}")
+        name = self.fresh(f"{owner}/{op.name}") if op.name else owner
         node = gs.Node(op.op, name, inputs=[tensors[i] for i in op.inputs], outputs=[tensors[op.output]])
         self._surgeon.nodes.append(node)
         self._position[id(node)] = patch.place
         proto = helper.make_node(op.op, [names[i] for i in op.inputs], [names[op.output]], name=name, **op.attributes)
         if hasattr(proto, "metadata_props"):
             for old in self.protos[patch.nodes[0]].metadata_props:
-                proto.metadata_props.add(key=old.key, value=old.value)
+                if not old.key.startswith("onnx_lowrank."):
+                    proto.metadata_props.add(key=old.key, value=old.value)
             if self._provenance:
                 proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
                 proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)

@@ -85,18 +85,24 @@ def factors(
     return found
 
 
-def corrected(choices: Sequence[Choices], known: Factors) -> list[Choices]:
-    """The choices with their milliseconds as the profile says; what is no longer faster is no candidate."""
-    return [_corrected(choice, known.get(choice.dense.node)) for choice in choices]
+def corrected(choices: Sequence[Choices], known: Factors, lost: Mapping[str, float] | None = None) -> list[Choices]:
+    """The choices with their milliseconds as the profile says; what is no longer faster is no candidate.
+
+    Args:
+        lost: milliseconds that any rewrite of a site costs elsewhere, by node.
+    """
+    extra = lost or {}
+    return [_corrected(c, known.get(c.dense.node), extra.get(c.dense.node, 0.0)) for c in choices]
 
 
-def _corrected(choice: Choices, factor: tuple[float, float] | None) -> Choices:
-    if factor is None or choice.dense.ms_before is None:
+def _corrected(choice: Choices, factor: tuple[float, float] | None, extra: float) -> Choices:
+    if choice.dense.ms_before is None or (factor is None and not extra):
         return choice
+    factor = factor or (1.0, 1.0)
     dense = dataclasses.replace(choice.dense, ms_before=choice.dense.ms_before * factor[0])
 
     def scaled(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        return tuple(dataclasses.replace(c, ms=c.ms * factor[1]) for c in candidates)
+        return tuple(dataclasses.replace(c, ms=c.ms * factor[1] + extra) for c in candidates)
 
     faster = tuple(c for c in scaled(choice.candidates) if c.ms < (dense.ms_before or 0.0))
     return dataclasses.replace(choice, dense=dense, candidates=faster, timed=scaled(choice.timed))

@@ -62,6 +62,22 @@ class Metric:
         return cls((vectors * root) @ vectors.T, (vectors / root) @ vectors.T)
 
 
+def effective_rank(second: Array) -> float:
+    """How many directions a second moment spreads over: e to the entropy of its eigenvalues (Roy and Vetterli 2007).
+
+    As many as it has rows where it is a multiple of the identity, none where it is zero.
+
+    Args:
+        second: positive semidefinite.
+    """
+    values = np.clip(scipy.linalg.eigvalsh(second), 0.0, None)
+    total = float(values.sum())
+    if total <= 0:
+        return 0.0
+    shares = values[values > 0] / total
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
 def factor_gram(gram: Array) -> Factorization:
     """Gram form: eigenvectors of the output's second moment `W S Wᵀ` (N×N). Needs no inverse and no input moments."""
     values, vectors = scipy.linalg.eigh(gram)

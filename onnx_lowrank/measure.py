@@ -230,14 +230,16 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def multiply_adds(runs: dict[int, NodeRun]) -> int:
-    """Multiply-adds of the MatMul, Gemm and Conv nodes in a profiled run."""
+    """Multiply-adds of the MatMul, Gemm, Conv and ConvTranspose nodes in a profiled run."""
     total = 0
     for run in runs.values():
         outputs = math.prod(run.output_shapes[0]) if run.output_shapes else 0
-        if run.op == "Conv":
+        if run.op in ("Conv", "FusedConv"):
             total += outputs * math.prod(run.input_shapes[1][1:])
+        elif run.op == "ConvTranspose":
+            total += math.prod(run.input_shapes[0]) * math.prod(run.input_shapes[1][1:])
         elif run.op in ("MatMul", "MatMulInteger", "FusedMatMul"):
             total += outputs * run.input_shapes[0][-1]
-        elif run.op == "Gemm":
+        elif run.op in ("Gemm", "FusedGemm"):
             total += outputs * math.prod(run.input_shapes[0]) // max(run.output_shapes[0][0], 1)
     return total

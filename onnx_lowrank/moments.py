@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ MOST = 10_000
 _CHUNK_BYTES = 16 << 20
 
 
-def rows(activation: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
-    """An activation as positions × channels: the channel axis last, all others flattened."""
-    moved = np.moveaxis(activation, axis, -1)
-    return moved.reshape(-1, moved.shape[-1])
+def rows(activation: npt.NDArray[Any], axis: int | tuple[int, ...]) -> npt.NDArray[Any]:
+    """An activation as positions × channels: the channel axes last and flattened, all others flattened."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    moved = np.moveaxis(activation, axes, tuple(range(-len(axes), 0)))
+    return moved.reshape(-1, math.prod(moved.shape[-len(axes) :]))
 
 
 class Moments:

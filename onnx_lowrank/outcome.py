@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_lowrank.calibration import FEW, Evidence
 from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.examine import examined
@@ -31,7 +32,8 @@ def finish(
 ) -> Report:  # fmt: skip
     """Write, load and measure the plan's model; give sites back until loss and speed hold, then publish.
 
-    Where a precision is asked for and no site is left, the original in that precision is measured and published.
+    Where no site is left, the original in the precision that is asked for, with its neighbours merged, is measured and
+    published.
 
     Raises:
         VerificationError: it does not hold and nothing may be given back.
@@ -68,7 +70,7 @@ def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool
         if not give_back:
             raise VerificationError(_failure(found, run.settings))
         plan = plan.giving_back(_worst(plan, found, run.settings))
-    if run.lowering is None:
+    if run.lowering is None and not run.loaded.merged:
         return plan, None
     plan = plan.giving_back(d.node for d in plan.rewritten)
     found = _saved(run, plan, staged, external)
@@ -151,6 +153,8 @@ def _publish(
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
+    if run.loaded.merged:
+        reason += f", {len(run.loaded.merged)} multiplied into a neighbour"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
         verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))
@@ -204,17 +208,34 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
     )
 
 
+def thin_evidence(known: Mapping[str, Evidence]) -> list[str]:
+    """A sentence about sites that were fitted to few positions; their names are those of the worst."""
+    few = sorted((e.positions / e.width, name) for name, e in known.items() if e.few)
+    if not few:
+        return []
+    worst = known[few[0][1]]
+    return [
+        f"{len(few)} of {len(known)} rewritten sites were fitted to fewer than {FEW} positions for each dimension "
+        f"({few[0][1]}: {worst.positions} for {worst.width}); give more samples"
+    ]
+
+
 def report_of(
     run: Run, plan: Plan, verdict: Verdict, before: ModelFacts, after: ModelFacts,
     latency: tuple[Latency, ...], command: str, hardware: Mapping[str, Any], columns: tuple[Column, ...] = (),
 ) -> Report:  # fmt: skip
     run.clock("report", 1, 1)
+    evidence = {name: fit.evidence for name, fit in run.fits.items() if fit.evidence is not None}
+    if not run.loaded.source.synthetic:
+        run.warnings += thin_evidence({d.node: evidence[d.node] for d in plan.rewritten if d.node in evidence})
     return Report(
         verdict=verdict,
         before=before,
         after=after,
         plan=plan,
         kept=run.loaded.kept,
+        evidence=evidence,
+        merged=tuple(dataclasses.asdict(one) for one in run.loaded.merged),
         frontier=tuple(run.frontier),
         latency=latency,
         staircases=run.table.rows({site.geometry for site in run.loaded.sites}),

@@ -92,6 +92,7 @@ class Plan:
         provider_options: what the provider was given.
         scheme: how the precision is made that was planned for; None is the model's own.
         shapes: of synthetic inputs and timings, one set after the other.
+        merges: neighbours that were multiplied before anything else, the first one of each taken into the second.
     """
 
     model_sha256: str
@@ -109,6 +110,7 @@ class Plan:
     refits: tuple[Refit, ...] = ()
     provider_options: tuple[tuple[str, str], ...] = ()
     scheme: Scheme | None = None
+    merges: tuple[tuple[str, str], ...] = ()
 
     @property
     def rewritten(self) -> tuple[Decision, ...]:
@@ -149,6 +151,7 @@ class Plan:
             table["refits"] = tuple(_refit(row) for row in table["refits"])
             table["output_weights"] = tuple(table["output_weights"].items())
             table["provider_options"] = tuple(table.get("provider_options", {}).items())
+            table["merges"] = tuple((str(a), str(b)) for a, b in table.get("merges", ()))
             table["shapes"] = tuple(
                 tuple((name, tuple(shape)) for name, shape in group.items()) for group in table["shapes"]
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
-from onnx_lowrank import insitu, measure, wholes
+from onnx_lowrank import guard, insitu, measure, wholes
 from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms
 from onnx_lowrank.blame import explained
 from onnx_lowrank.candidates import fitting
@@ -66,6 +66,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         refits=refits,
         provider_options=tuple(sorted(settings.provider_options.items())),
         scheme=run.lowering.scheme if run.lowering else None,
+        merges=tuple((one.taken_in, one.node) for one in loaded.merged),
     )
 
 
@@ -237,18 +238,24 @@ def _sized(run: Run, choices: Sequence[Choices]) -> Decisions | None:
 
 
 def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisions:
-    """Hold the sum of the sites' predictions against the whole model; correct by the profile and choose again."""
+    """Hold the sum of the sites' predictions against the whole model; correct by the profile and choose again.
+
+    Sites whose rewrite takes a fusion of the runtime apart are corrected in any case.
+    """
     if run.table.given or not any(d.kind for d in decisions):
         return decisions
     found = run.additivity = _prediction(run, decisions)
-    if abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE:
+    lost = guard.losses(run, decisions)
+    off = abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE
+    if off or lost.ms:
         known = wholes.factors(run, decisions)
-        if not known:
+        known = known if off else {node: factor for node, factor in known.items() if node in lost.ms}
+        if not known and not lost.ms:
             return decisions
-        choices[:] = insitu.corrected(choices, known)
+        choices[:] = insitu.corrected(choices, known, lost.ms)
         decisions = _reach(run, choices)
         if any(d.kind for d in decisions):
-            found = _prediction(run, decisions) | {"corrected_sites": len(known)}
+            found = _prediction(run, decisions) | {"corrected_sites": len({*known, *lost.ms})}
     run.additivity = found
     return decisions
 

@@ -18,19 +18,20 @@ from onnx_lowrank.families import families
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.functions import inlined
+from onnx_lowrank.fused import open_fused
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
+from onnx_lowrank.merging import Merged, Pair, Runs, merged, read, seen
 from onnx_lowrank.moments import MOST
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.narrowing import fits_in, narrow_fits
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.passes.shared import SHARED
-from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.projecting import projections
 from onnx_lowrank.projection import Projection
-from onnx_lowrank.runtime import Feed, NodeRun, Session, profile
+from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
@@ -45,7 +46,8 @@ class Loaded:
     """A model that runs on its data: sites with shapes, everything else with a reason.
 
     `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs. `metrics` tell
-    which errors of a site's output matter to the sites that read it, where only sites do.
+    which errors of a site's output matter to the sites that read it, where only sites do. `merged` are neighbours
+    that became one node: `file.model` has the products.
     """
 
     file: ModelFile
@@ -59,10 +61,14 @@ class Loaded:
     sites: tuple[Site, ...]
     kept: tuple[Keep, ...]
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    merged: tuple[Merged, ...] = ()
 
 
-def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loaded:
-    """Read the model, open the data, run one sample, find the sites.
+def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: Sequence[Pair] | None = None) -> Loaded:
+    """Read the model, open the data, run one sample, multiply neighbours, find the sites.
+
+    Args:
+        merges: the neighbours that a plan has multiplied; None finds them.
 
     Raises:
         ModelError, DataError, SettingsError, RuntimeMissing: one line each.
@@ -71,19 +77,22 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     file = read_model(path)
     if settings.inline_functions:
         file = inlined(file)
+    file = open_fused(file)
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
     source, feeds = open_inputs(session, data, settings)
     calibration, held_out, shared = split(source)
     _try(session, source)
-    graph = Graph(file.model, file.folder)
-    runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
-    found = survey(graph)
+    known, done = merged(
+        read(file, feeds), feeds, settings, lambda site, runs: _left_out(site, runs, settings) is None, merges
+    )
+    file, graph, runs, found = known.file, known.graph, known.runs, known.found
     sites, dropped = _reachable(found.sites, runs, settings)
     sites = tuple(
         site if _same_shape(graph, runs[0], site) else dataclasses.replace(site, joins=None) for site in sites
     )
     progress("read", 1, 1)
-    return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*found.kept, *dropped))
+    kept = (*found.kept, *dropped)
+    return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, kept, merged=done)
 
 
 def _try(session: Session, source: Source) -> None:
@@ -123,9 +132,7 @@ def _timing_feeds(specs: Sequence[InputSpec], settings: Settings, first: Feed) -
     return tuple(next(synthetic.samples(specs, size, settings.seed)) for size in sizes)
 
 
-def _reachable(
-    sites: tuple[Site, ...], runs: Sequence[Mapping[int, NodeRun]], settings: Settings
-) -> tuple[tuple[Site, ...], tuple[Keep, ...]]:
+def _reachable(sites: tuple[Site, ...], runs: Runs, settings: Settings) -> tuple[tuple[Site, ...], tuple[Keep, ...]]:
     """The sites that are asked for and were executed, with their input shapes."""
     kept, left = [], []
     for site in sites:
@@ -133,8 +140,7 @@ def _reachable(
         if why is not None:
             left.append(Keep(site.name, site.geometry.op, why))
             continue
-        which = 1 if site.geometry.side == "left" else 0
-        kept.append(site.seen(tuple(run[site.nodes[0]].input_shapes[which] for run in runs)))
+        kept.append(seen(site, runs))
     return tuple(kept), tuple(left)
 
 
@@ -144,7 +150,7 @@ def _same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
     return position is None or run[position].output_shapes == run[site.nodes[-1]].output_shapes
 
 
-def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Settings) -> Why | None:
+def _left_out(site: Site, runs: Runs, settings: Settings) -> Why | None:
     matches = [fnmatch.fnmatchcase(site.name, pattern) for pattern in settings.include]
     if (settings.include and not any(matches)) or any(fnmatch.fnmatchcase(site.name, p) for p in settings.exclude):
         return Why.EXCLUDED
@@ -187,7 +193,11 @@ def calibrate(
         progress("factor", done, len(sites))
         fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
         name = site.name
-        fit = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
+        nested = separated.get(name, {})
+        evidence = fit.evidence
+        if evidence is not None and nested:
+            evidence = dataclasses.replace(evidence, patches=max(one.count for one in nested.values()))
+        fit = dataclasses.replace(fit, nested=nested, narrow=narrow.get(name), evidence=evidence)
         fits[name] = dataclasses.replace(fit, shared=shared.get(name, {}))
     progress("factor", len(sites), len(sites))
     return fits

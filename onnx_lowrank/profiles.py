@@ -127,13 +127,18 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     seen: set[str] = set()
     for node in copy.graph.node:
         if not node.name or node.name in seen:
-            wish = f"{node.op_type} → {next((o for o in node.output if o), '?')}"
+            wish = label(node)
             while wish in taken:
                 wish += "'"
             node.name = wish
             taken.add(wish)
         seen.add(node.name)
     return copy
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What a node without a name of its own is called in a profile."""
+    return f"{node.op_type} → {next((o for o in node.output if o), '?')}"
 
 
 def owners(model: onnx.ModelProto) -> dict[str, str]:
@@ -215,7 +220,10 @@ def _counted(ops: Sequence[str]) -> str:
 
 
 def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
-    """Operators that the runtime made (fusions) or put in (Transpose, Cast, copies, changes of layout), by count."""
+    """Operators that the runtime made (fusions) or put in (Transpose, Cast, copies, changes of layout), by count.
+
+    With the nodes of the original at which such a fusion no longer runs.
+    """
     old, new = _counts(before), _counts(after)
     own = {*before.own.values(), *after.own.values(), *before.inner, *after.inner}
     rows = []
@@ -225,8 +233,28 @@ def fusions(before: Profile, after: Profile) -> list[dict[str, Any]]:
             continue
         was, now = old.get(op, 0), new.get(op, 0)
         name = "data movement" if moves else "fusion"
-        rows.append({"op": op, "what": name, "before": was, "after": now, "change": _change(was, now, moves=moves)})
+        gone = [] if moves else _lost_at(op, before, after)
+        change = _change(was, now, moves=moves)
+        rows.append({"op": op, "what": name, "before": was, "after": now, "change": change, "lost_at": gone})
     return rows
+
+
+def _lost_at(op: str, before: Profile, after: Profile) -> list[str]:
+    """Nodes at which an operator ran before and no longer does, in the order of the graph."""
+    here = _places(op, before)
+    gone = {place for place, count in here.items() if count > _places(op, after).get(place, 0)}
+    order = {name: i for i, name in enumerate(before.own)}
+    return sorted(gone, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _places(op: str, profile: Profile) -> dict[str, int]:
+    """How often an operator runs, by the node that it stands for, or by the name that the runtime gave it."""
+    found: dict[str, int] = {}
+    for name, ran in profile.ops.items():
+        if ran == op:
+            place = owner_of(name, profile.owners) or name
+            found[place] = found.get(place, 0) + 1
+    return found
 
 
 def _change(before: int, after: int, *, moves: bool) -> str:

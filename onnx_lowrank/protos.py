@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,14 @@ import onnx
 from onnx import helper
 
 from onnx_lowrank.tensors import make_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A fused node, and the plain nodes that stand for it; the last one gives its output."""
+
+    fused: onnx.NodeProto
+    nodes: tuple[onnx.NodeProto, ...]
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -94,7 +94,7 @@ def _units(sites: Sequence[Site], sharing: Collection[str]) -> list[Group]:
 
 def _usable(site: Site) -> bool:
     g = site.geometry
-    return g.inputs <= MOST and g.groups == 1
+    return g.inputs <= MOST and g.groups == 1 and g.op != "ConvTranspose"
 
 
 def refit(
@@ -229,7 +229,8 @@ def _fit(
     spectrum = factor_gram(weighted @ second @ weighted.T)
     narrow = None if before is None else before.narrow
     shared = {} if before is None else before.shared
-    fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow, shared=shared)
+    evidence = None if before is None else before.evidence
+    fit = Fit(spectrum, moments.mean_y, linear, target, {}, metric, narrow, shared=shared, evidence=evidence)
     kind = next((kind for kind in KINDS if kind.name == decision.kind), None)
     if kind is None:
         return fit

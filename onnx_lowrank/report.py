@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_lowrank import runtime
+from onnx_lowrank.calibration import Evidence
 from onnx_lowrank.latency import processor
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.plan import Decision, Plan
@@ -105,6 +107,8 @@ class Report:
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
     precisions: tuple[dict[str, Any], ...] = ()
     ways: tuple[dict[str, Any], ...] = ()
+    merged: tuple[dict[str, Any], ...] = ()
+    evidence: Mapping[str, Evidence] = dataclasses.field(default_factory=dict)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: onnx.ModelProto | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -126,8 +130,9 @@ class Report:
                 },
             },
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
-            "sites": [_site(d) for d in self.plan.decisions],
+            "sites": [{**_site(d), **_basis(self.evidence.get(d.node))} for d in self.plan.decisions],
             "kept": _counts(self.kept),
+            "merged": list(self.merged),
             "latency": [entry.to_dict() for entry in self.latency],
             "pareto": list(self.frontier),
             "additivity": self.additivity,
@@ -150,6 +155,14 @@ def _site(decision: Decision) -> dict[str, Any]:
     row["reason"] = why.value if why else None
     row["shape"] = list(decision.shape)
     return row
+
+
+def _basis(known: Evidence | None) -> dict[str, Any]:
+    """How much a site's fit stands on; null where the site was not fitted."""
+    if known is None:
+        return {"positions": None, "effective_rank": None, "patches": None}
+    rank = round(known.effective_rank, 2)
+    return {"positions": known.positions, "effective_rank": rank, "patches": known.patches or None}
 
 
 def _way(way: dict[str, Any]) -> dict[str, Any]:

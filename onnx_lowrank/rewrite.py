@@ -13,6 +13,7 @@ from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.families import Apart, Family, family_of, sets
 from onnx_lowrank.files import ModelFile
 from onnx_lowrank.fragment import size_text
+from onnx_lowrank.fused import close_fused
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -106,12 +107,19 @@ def dense_patch(site: Site, made_by: str) -> Patch:
 
 
 def rewritten(
-    file: ModelFile, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision], *, provenance: bool = True
+    file: ModelFile,
+    sites: Sequence[Site],
+    fits: Fits,
+    decisions: Sequence[Decision],
+    *,
+    provenance: bool = True,
+    closed: bool = True,
 ) -> onnx.ModelProto:
     """A new model with every decision carried out; the file's own ModelProto stays as it is.
 
     Args:
         provenance: see `Graph`.
+        closed: whether fused nodes that nothing touched are fused again.
 
     Raises:
         PassError: a patch that would break the graph.
@@ -119,7 +127,7 @@ def rewritten(
     graph = Graph(file.model, file.folder, provenance=provenance)
     for patch in patches(graph, sites, fits, decisions):
         graph.apply(patch)
-    return graph.commit()
+    return close_fused(graph.commit(), file.opened if closed else ())
 
 
 def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:

@@ -78,8 +78,10 @@ class Run:
 
     def deployed(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in the precision that will be deployed."""
-        built = self.build(decisions, provenance=provenance)
-        return built if self.lowering is None else self.lowering.model(built)
+        if self.lowering is None:
+            return self.build(decisions, provenance=provenance)
+        known = (self.loaded.file, self.loaded.sites, self.fits, decisions)
+        return self.lowering.model(rewritten(*known, provenance=provenance, closed=False))
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
         """Measured loss of the built model on the held-out samples."""
@@ -101,7 +103,7 @@ def start(
         SettingsError: the plan is for another graph, or the disk is full.
     """
     _check_table(settings, plan)
-    loaded = load(path, data, settings, clock)
+    loaded = load(path, data, settings, clock, plan.merges if plan else None)
     if out is not None:
         check_room(out, loaded.file.bytes)
     decided, rewritten_sites = None, None

@@ -131,7 +131,7 @@ def _ways(
 ) -> Iterator[Way]:
     """Loss of each way; ranges and biases are settled first, then what else is quantised, then static or dynamic."""
     schemes = [Scheme("int8", "static", "extremes", linear_only=True)]
-    if any(site.geometry.op != "Conv" for site in loaded.sites):
+    if any(not site.geometry.kernel for site in loaded.sites):
         schemes.append(Scheme("int8", "dynamic"))
     losses: dict[Scheme, float] = {}
 

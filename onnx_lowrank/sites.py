@@ -60,7 +60,9 @@ class Geometry:
     """All that decides how fast a site runs. Hashable: equal geometries share one latency table.
 
     `outputs` is N and `inputs` is K of the weight matrix `W (N×K)`; for a convolution `K = C·kh·kw`, where C are the
-    `channels` that one group reads: with g `groups`, N/g rows of W belong to each.
+    `channels` that one group reads: with g `groups`, N/g rows of W belong to each. A ConvTranspose whose taps do not
+    overlap writes N·kh·kw numbers out of C at every position (its W is that map, `pointwise`); another one is `W` with
+    `K = C·kh·kw`. A constant that is a `batch` of matrices is as many groups as it has entries.
     `side` tells where a MatMul has its constant, `then` which activation follows a convolution (it may be fused
     into it, so it is timed along). `x_shape` is empty until a run has shown it.
     """
@@ -81,12 +83,19 @@ class Geometry:
     auto_pad: str = "NOTSET"
     then: str = ""
     groups: int = 1
+    batch: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
     x_shape: tuple[int, ...] = ()
 
     @property
     def pointwise(self) -> bool:
-        """A linear map of single positions: MatMul, Gemm, and Conv with a kernel of ones."""
-        return math.prod(self.kernel) == 1
+        """A linear map of single positions: MatMul, Gemm, Conv with a kernel of ones, ConvTranspose without overlap."""
+        return self.inputs == self.channels if self.op == "ConvTranspose" else math.prod(self.kernel) == 1
+
+    @property
+    def scatters(self) -> bool:
+        """Whether the rows of W are output channels at each tap of a ConvTranspose, so that taps share a bias."""
+        return self.op == "ConvTranspose" and self.pointwise
 
     @property
     def conv_attributes(self) -> dict[str, Any]:
@@ -98,6 +107,8 @@ class Geometry:
         }
         if self.groups > 1:
             found["group"] = self.groups
+        if any(self.output_padding):
+            found["output_padding"] = list(self.output_padding)
         if self.auto_pad == "NOTSET":
             found["pads"] = list(self.pads)
         else:
@@ -108,12 +119,14 @@ class Geometry:
         """One readable line that names the geometry; key of the latency cache."""
         x = "x".join(map(str, self.x_shape))
         text = f"{self.op} {self.outputs}x{self.inputs} {self.dtype} x={x} bias={int(self.bias)}"
-        if self.op == "Conv":
+        if self.kernel:
             parts = zip("ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True)
             spatial = " ".join(f"{name}={','.join(map(str, values))}" for name, values in parts)
             groups = f" g={self.groups}" if self.groups > 1 else ""
-            return f"{text} {spatial} {self.auto_pad}{groups}{' then ' + self.then if self.then else ''}"
-        return f"{text} {self.side}{' transA' if self.trans_a else ''}"
+            more = f" o={','.join(map(str, self.output_padding))}" if any(self.output_padding) else ""
+            return f"{text} {spatial} {self.auto_pad}{groups}{more}{' then ' + self.then if self.then else ''}"
+        batch = f" batch={','.join(map(str, self.batch))}" if self.batch else ""
+        return f"{text} {self.side}{' transA' if self.trans_a else ''}{batch}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +162,14 @@ class Site:
     @property
     def centred(self) -> bool:
         """Whether the mean can be corrected for free, so that the covariance replaces the second moment."""
-        return self.bias is not None
+        return self.bias is not None and not self.geometry.scatters
 
     @property
     def tap(self) -> str:
         """`input`: moments are K×K at x; `output`: N×N at y. The smaller one, where both are possible."""
         g = self.geometry
+        if g.scatters:  # its output has taps side by side
+            return "input"
         strided = any(s != 1 for s in g.strides) or any(p != 0 for p in g.pads) or g.auto_pad != "NOTSET"
         smaller = g.groups == 1 and g.inputs < g.outputs
         return "input" if g.pointwise and not strided and smaller else "output"
@@ -165,11 +180,13 @@ class Site:
         return self.x if self.tap == "input" else self.y
 
     @property
-    def channel_axis(self) -> int:
-        """Axis of the tapped tensor that holds K (input) or N (output)."""
+    def channel_axis(self) -> int | tuple[int, ...]:
+        """Axis that holds K (input) or N (output) of the tapped tensor; for a batch, axes of its groups too."""
         g = self.geometry
-        if g.op == "Conv":
+        if g.kernel:
             return 1
+        if g.groups > 1:
+            return (*(i - 2 - len(g.batch) for i, size in enumerate(g.batch) if size > 1), -1)
         if g.side == "left":
             return -1 if len(g.x_shape) == 1 else -2
         return 0 if g.trans_a and self.tap == "input" else -1

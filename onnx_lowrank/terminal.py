@@ -168,7 +168,8 @@ def _ranks(label: str) -> tuple[int, ...]:
 
 def _sites(report: Report, *, everything: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("site", "weight", "choice", "ms", "error"):
+    more = ("positions", "effective rank") if everything else ()
+    for name in ("site", "weight", "choice", "ms", "error", *more):
         table.add_column(name, justify="left" if name in ("site", "choice") else "right", no_wrap=name != "choice")
     ordered = sorted(report.plan.decisions, key=lambda d: -((d.ms_before or 0) - (d.ms_after or d.ms_before or 0)))
     shared = _shared_path([d.node for d in ordered])
@@ -177,7 +178,11 @@ def _sites(report: Report, *, everything: bool) -> Table:
         ms = "" if d.ms_before is None else f"{d.ms_before:.3f}"
         ms += f" → {d.ms_after:.3f}" if d.kind and d.ms_after is not None else ""
         error = "" if d.error is None else f"{d.error:.4f}"
-        table.add_row(_short_name(d.node[shared:]), f"{d.shape[0]}×{d.shape[1]}", choice, ms, error)
+        known = report.evidence.get(d.node)
+        basis = (f"{known.positions}", f"{known.effective_rank:.0f} of {known.width}") if known else ("", "")
+        table.add_row(
+            _short_name(d.node[shared:]), f"{d.shape[0]}×{d.shape[1]}", choice, ms, error, *basis[: len(more)]
+        )
     if not everything and len(ordered) > _TOP:
         table.add_row(f"… {len(ordered) - _TOP} more", "", "", "", "")
     return table

@@ -9,13 +9,26 @@ import onnx
 
 from onnx_lowrank.errors import ModelError
 
-_ARITY: Final = {"MatMul": (2, 2), "FusedMatMul": (2, 2), "Gemm": (2, 3), "Conv": (2, 3), "ConvTranspose": (2, 3)}
+_ARITY: Final = {
+    "MatMul": (2, 2),
+    "FusedMatMul": (2, 2),
+    "Gemm": (2, 3),
+    "FusedGemm": (2, 3),
+    "Conv": (2, 3),
+    "FusedConv": (2, 4),
+    "ConvTranspose": (2, 3),
+}
 _TYPES: Final = {
     **dict.fromkeys(("group", "transA", "transB", "transBatchA", "transBatchB"), onnx.AttributeProto.INT),
     **dict.fromkeys(("alpha", "beta"), onnx.AttributeProto.FLOAT),
-    **dict.fromkeys(("kernel_shape", "strides", "dilations", "pads"), onnx.AttributeProto.INTS),
-    "auto_pad": onnx.AttributeProto.STRING,
+    **dict.fromkeys(
+        ("kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape"), onnx.AttributeProto.INTS
+    ),
+    **dict.fromkeys(("auto_pad", "activation"), onnx.AttributeProto.STRING),
+    **dict.fromkeys(("activation_alpha", "activation_beta", "activation_gamma"), onnx.AttributeProto.FLOAT),
+    "activation_params": onnx.AttributeProto.FLOATS,
 }
+_PER_AXIS: Final = ("strides", "dilations", "output_padding")
 _AUTO_PADS: Final = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 
@@ -43,13 +56,13 @@ def fits_kernel(node: onnx.NodeProto, kernel: Sequence[int]) -> bool:
     """Whether the attributes of a convolution fit the shape of its weight: axes of a kernel, at least 1 each."""
     axes = len(kernel)
     given = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
-    long = all(len(given.get(name, (1,) * axes)) == axes for name in ("strides", "dilations", "kernel_shape"))
+    long = all(len(given.get(name, (1,) * axes)) == axes for name in (*_PER_AXIS, "kernel_shape"))
     fits = (
         tuple(given.get("kernel_shape", kernel)) == tuple(kernel)
         and len(given.get("pads", (0,) * 2 * axes)) == 2 * axes
     )
     positive = all(n >= 1 for name in ("strides", "dilations") for n in given.get(name, ()))
-    return long and fits and positive and axes >= 1
+    return long and fits and positive and axes >= 1 and all(n >= 0 for n in given.get("output_padding", ()))
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

@@ -16,16 +16,17 @@ Decisions = tuple[Decision, ...]
 
 
 def precision_alone(run: Run) -> float:
-    """Time of the original in the precision that will be deployed, over its own."""
-    if run.lowering is None:
+    """Time of the original in the precision that will be deployed, with its neighbours merged, over its own."""
+    if run.lowering is None and not run.loaded.merged:
         return 1.0
     times = run.table.recall(f"alone {_digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
     return times["after"] / times["before"]
 
 
 def whole(run: Run, decisions: Decisions) -> dict[str, float]:
-    """Milliseconds of the original and of a built plan in the precision, turn about; kept in the table."""
-    first = run.loaded.file.path if run.lowering is None else run.deployed(())
+    """Milliseconds of the original, merged and in the precision, and of a built plan, turn about; kept in the table."""
+    plain = run.lowering is None and not run.loaded.merged
+    first = run.loaded.file.path if plain else run.deployed(())
     return run.table.recall(f"model {_digest(run, decisions)}", lambda: _race(run, first, decisions))
 
 
@@ -64,5 +65,6 @@ def _digest(run: Run, decisions: Decisions) -> str:
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
     chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     made = f" {run.lowering.scheme}" if run.lowering else ""
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}"
+    merged = "".join(f" {one.taken_in}>{one.node}" for one in run.loaded.merged)
+    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}{merged}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

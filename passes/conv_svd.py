@@ -7,6 +7,7 @@ Exact at full rank; at rank r the least squares solution on the patches of the c
 the covariance of the *output* alone (Gram form, ALGORITHMS §1). Strides, pads and dilations go to the first
 Conv, the bias to the second, where the runtime fuses Conv+Add+Relu. Cost r(Ck²+N) multiply-adds.
 A grouped convolution becomes two of as many groups, all of the same rank (each has its own closed form): r(gCk²+N).
+A ConvTranspose C→N becomes one C→r and a 1×1 Conv r→N, the same closed form on its output.
 Left alone: 1×1 convolutions (`svd` has them), depthwise ones.
 """
 

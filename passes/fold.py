@@ -1,4 +1,4 @@
-"""Fold what follows a linear node, exactly: its bias Add or its BatchNormalization become part of the site.
+"""Fold what follows a linear node, exactly: biases, norms and constants by channel become part of the site.
 
     before   x -[ Conv  W, b ]- t -[ BatchNormalization  γ, β, μ, σ² ]-> y
     site     x -[ Conv  sW, s(b − μ) + β ]-> y            with s = γ / √(σ² + ε), per output channel
@@ -6,9 +6,12 @@
     before   x -[ MatMul  W ]- t -[ Add  b ]-> y
     site     x -[ MatMul  W, b ]-> y
 
+    before   x -[ Conv  W, b ]- t -[ Sub  m ]- u -[ Mul  s ]- v -[ Add  c ]-> y
+    site     x -[ Conv  sW, s(b − m) + c ]-> y             any of Add, Sub, Mul, Div, in any order
+
 Only the site changes its meaning; the graph changes where the site is rewritten, and nowhere else.
-Left alone: t read elsewhere or a graph output, constants that are computed, that a caller may override or that are not
-finite, BatchNormalization in training mode or with a variance of zero and no epsilon.
+Left alone: t read elsewhere or a graph output, constants that are computed, that a caller may override, that are not
+finite or do not go by channel, 1 ÷ t, BatchNormalization in training mode or with a variance of zero and no epsilon.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import numpy.typing as npt
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.protos import attribute
+
+_STEPS = ("Add", "Sub", "Mul", "Div")
 
 
 @dataclass(frozen=True)
@@ -57,23 +62,62 @@ def fold_norm(graph: Graph, folded: Folded) -> Folded:
         return folded
     scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     bias = np.zeros_like(scale) if folded.bias is None else folded.bias
+    return _scaled(folded, scale, scale * (bias - mean) + beta, position, node.output[0])
+
+
+def fold_following(graph: Graph, folded: Folded, axes: int, most: int) -> Folded:
+    """Take in norms, sums and products with constants for each output channel, one after the other.
+
+    Args:
+        axes: behind the axis of the channels.
+        most: axes that a constant may have; more would give the output more than it has.
+    """
+    while True:
+        after = _fold_step(graph, fold_norm(graph, folded) if most > 1 else folded, axes, most)
+        if after is folded:
+            return folded
+        folded = after
+
+
+def _fold_step(graph: Graph, folded: Folded, axes: int, most: int) -> Folded:
+    """Take in an Add, Sub, Mul or Div with a constant that is the only reader."""
+    position = only_reader(graph, folded.y)
+    node = graph.protos[position] if position is not None else None
+    if position is None or node is None or node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
+        return folded
+    if len(node.input) != 2 or not node.output:
+        return folded
+    first = node.input[0] == folded.y
+    value = _by_channel(
+        graph.constants.fixed(node.input[1] if first else node.input[0]), len(folded.weight), axes, most
+    )
+    if value is None or (node.op_type == "Div" and (not first or not value.all())):
+        return folded
+    weight, bias = folded.weight, folded.bias
+    if node.op_type in ("Mul", "Div"):
+        scale = value if node.op_type == "Mul" else 1 / value
+        return _scaled(folded, scale, None if bias is None else scale * bias, position, node.output[0])
+    known = np.zeros(len(weight)) if bias is None else bias
+    if node.op_type == "Sub" and not first:
+        return _scaled(folded, np.full(len(weight), -1.0), value - known, position, node.output[0])
+    bias = known + value if node.op_type == "Add" else known - value
+    return Folded(weight, bias, (*folded.nodes, position), node.output[0])
+
+
+def _scaled(folded: Folded, scale: Array, bias: Array | None, position: int, y: str) -> Folded:
+    """The map with its rows scaled; as it is where that is not finite."""
     with np.errstate(over="ignore"):
         weight = (folded.weight * scale[:, None]).astype(folded.weight.dtype)
     if not np.isfinite(weight.astype(np.float64)).all():
         return folded
-    return Folded(weight, scale * (bias - mean) + beta, (*folded.nodes, position), node.output[0])
+    return Folded(weight, bias, (*folded.nodes, position), y)
 
 
-def fold_bias(graph: Graph, folded: Folded) -> Folded:
-    """Take in an Add of a constant over the last axis that is the only reader of a MatMul."""
-    position = only_reader(graph, folded.y)
-    node = graph.protos[position] if position is not None else None
-    if position is None or node is None or node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
-        return folded
-    if len(node.input) != 2 or not node.output:
-        return folded
-    other = node.input[1] if node.input[0] == folded.y else node.input[0]
-    bias = graph.constants.fixed(other)
-    if bias is None or bias.shape != (folded.weight.shape[0],):
-        return folded
-    return Folded(folded.weight, bias.astype(np.float64), (*folded.nodes, position), node.output[0])
+def _by_channel(value: npt.NDArray[Any] | None, count: int, axes: int, most: int) -> Array | None:
+    """A constant as a vector over the channels; None where it is none."""
+    if value is None or value.ndim > most:
+        return None
+    along = value.ndim - 1 - axes
+    if value.size != 1 and (along < 0 or not value.size == value.shape[along] == count):
+        return None
+    return np.broadcast_to(value.astype(np.float64).reshape(-1), (count,)).copy()

@@ -1,6 +1,6 @@
 """One affine map of single positions, written in the operator that the site had. Shared by the kinds.
 
-x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias)
+x -[ MatMul w ]-[ Add b ]-> y      MatMul (constant on the right, or on the left without bias), a batch as the site
 x -[ Gemm w, b ]-> y               Gemm
 x -[ Conv 1×1 w, b ]-> y           Conv, of as many groups as the site
 """
@@ -36,7 +36,7 @@ def affine(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: A
         return _conv(geometry, name, x, y, weight, bias, first=first)
     if geometry.op == "Gemm":
         return _gemm(geometry, name, x, y, weight, bias, first=first)
-    return _matmul(geometry, name, x, y, weight, bias)
+    return _matmul(geometry, name, x, y, weight, bias, first=first)
 
 
 def joined(geometry: Geometry, name: str, parts: tuple[str, str], y: str, bias: Array) -> Part:
@@ -56,16 +56,32 @@ def amplification(geometry: Geometry, coefficients: Array) -> float:
     return float(np.abs(coefficients).max(initial=0.0)) * epsilon
 
 
-def _matmul(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None) -> Part:
+def _matmul(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool) -> Part:
     w, b = f"{name}.weight", f"{name}.bias"
     left = geometry.side == "left"
-    constants = {w: stored(weight if left else weight.T, geometry)}
+    constants = {w: stored(_in_batch(geometry, weight if left else _turned(geometry, weight), first=first), geometry)}
     operands = (w, x) if left else (x, w)
     if bias is None or not geometry.bias:
         return (Op(name, "MatMul", operands, y),), constants
     constants[b] = stored(bias, geometry)
     product = f"{name}.product"
     return (Op(name, "MatMul", operands, product), Op(f"{name}_bias", "Add", (product, b), y)), constants
+
+
+def _turned(geometry: Geometry, weight: Array) -> Array:
+    """The matrices of all groups, each transposed: g×k×(n/g), or k×n for one."""
+    if geometry.groups == 1:
+        return weight.T
+    return weight.reshape(geometry.groups, -1, weight.shape[1]).swapaxes(1, 2)
+
+
+def _in_batch(geometry: Geometry, matrix: Array, *, first: bool) -> Array:
+    """A constant of as many axes as the site's, where the shape of the output depends on them.
+
+    Leading ones of the first factor may give the output its axes; else they would only keep it from being packed.
+    """
+    ones = geometry.groups == 1 and (not first or len(geometry.x_shape) >= len(geometry.batch) + 2)
+    return matrix if ones else matrix.reshape(*geometry.batch, *matrix.shape[-2:])
 
 
 def _gemm(geometry: Geometry, name: str, x: str, y: str, weight: Array, bias: Array | None, *, first: bool) -> Part:

@@ -7,7 +7,8 @@ An exact re-encoding of the rank-r solution (PIFA, arXiv 2501.19090; for a convo
 arXiv 2408.06024). The pivots are the first r outputs or the last r, whichever gives the smaller coefficients: so
 the order is never lost, and no Gather, which costs about as much as a dense MatMul, has to restore it (decision 013).
 Cost r(K+N−r) multiply-adds: below dense at every rank; Concat moves memory, which the measured time includes.
-Left alone: grouped convolutions, sites where the coefficients would amplify the rounding of the stored type.
+Left alone: grouped and transposed convolutions, batches of matrices, sites where the coefficients would amplify the
+rounding of the stored type.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def pivot_cost(geometry: Geometry, rank: int) -> int:
 
 PIVOT = Kind(
     name="pivot",
-    applies=lambda geometry: geometry.groups == 1,
+    applies=lambda geometry: geometry.groups == 1 and not geometry.batch and geometry.op != "ConvTranspose",
     cost=pivot_cost,
     build=pivot_rows,
     usable=well_conditioned,

@@ -1,16 +1,18 @@
 """Find the sites: every node of the model is a site, or stays with a reason from a closed list.
 
-    MatMul   x·B or B·x with B constant and 2-D; an Add of a constant bias that follows is taken in
+    MatMul   x·B or B·x with B constant, x·B also with a batch of matrices B;
              com.microsoft FusedMatMul, any transB and alpha, becomes one too; not transA, transBatchA, transBatchB
     Gemm     x'·B' with constant B and C, any transA, transB, alpha, beta
-    Conv     1-D, 2-D, 3-D, any stride, dilation, pad; a BatchNormalization that follows is folded in
+    Conv     1-D, 2-D, 3-D, any stride, dilation, pad; ConvTranspose too, of one group and without output_shape
 
-Weights are initializers or Constant nodes, also behind Identity, Transpose and Cast.
+Biases, norms and constants by channel that follow are folded in (`fold`). Weights are initializers or Constant nodes,
+also behind Identity, Transpose and Cast.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +24,18 @@ import onnx
 from onnx_lowrank.constants import is_constant_op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
+from onnx_lowrank.passes.fold import Folded, fold_following, only_reader
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 from onnx_lowrank.values import all_finite
 from onnx_lowrank.wellformed import fits_kernel, is_sound
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
-_LINEAR = ("MatMul", "Gemm", "Conv")
+_LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _FUSED = ("FusedMatMul", "com.microsoft")
 _TURNED = ("transA", "transBatchA", "transBatchB")
 _OTHER_LINEAR = (
-    *("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
+    *("Einsum", "LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
     *("DeformConv", "FusedConv", "FusedGemm", "TransposeMatMul", "Attention", "MultiHeadAttention"),
     *("QAttention", "MatMulNBits", "DynamicQuantizeMatMul", "QGemm"),
 )
@@ -67,7 +69,7 @@ def _look(graph: Graph, position: int) -> Site | Keep:
     node = graph.protos[position]
     why = _refusal(graph, node)
     if why is None:
-        read = {"MatMul": _matmul, "FusedMatMul": _fused_matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
+        read = {"MatMul": _matmul, "FusedMatMul": _fused_matmul, "Gemm": _gemm}.get(node.op_type, _conv)
         result = read(graph, position, node)
         if isinstance(result, Site):
             return dataclasses.replace(result, joins=_joins(graph, result.y))
@@ -145,14 +147,21 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     value = _values(graph.constants.value(name))
     if isinstance(value, Why):
         return value
-    if value.ndim != 2:
-        return Why.VECTOR if value.ndim < 2 else Why.BATCHED
-    weight = value.T if side == "right" else value
+    if value.ndim < 2:
+        return Why.VECTOR
+    batch = value.shape[:-2]
+    groups = math.prod(batch)
+    if groups > 1 and (side == "left" or min(value.shape[-2:]) < 2):
+        return Why.BATCHED
+    weight = (value.swapaxes(-1, -2) if side == "right" else value).reshape(
+        -1, value.shape[-2 if side == "right" else -1]
+    )
     folded = Folded(weight, None, (position,), node.output[0])
-    if side == "right":
-        folded = fold_bias(graph, folded)
+    if side == "right" and groups == 1:
+        folded = fold_following(graph, folded, 0, 1)
     x = node.input[0] if side == "right" else node.input[1]
-    geometry = _geometry(graph, "MatMul", folded, side=side, bias=folded.bias is not None)
+    more: dict[str, Any] = {"groups": groups, "batch": batch}
+    geometry = _geometry(graph, "MatMul", folded, side=side, bias=folded.bias is not None, **more)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, x, folded.y, folded.nodes)
 
 
@@ -165,7 +174,7 @@ def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | W
     weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
     if weight is None:
         return Why.NOT_FINITE
-    folded = fold_bias(graph, Folded(weight, None, (position,), node.output[0]))
+    folded = fold_following(graph, Folded(weight, None, (position,), node.output[0]), 0, 1)
     geometry = _geometry(graph, "MatMul", folded, side="right", bias=folded.bias is not None)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -192,6 +201,7 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if bias is None:
         return Why.BIAS
     folded = Folded(weight, bias * attribute(node, "beta", 1.0), (position,), node.output[0])
+    folded = fold_following(graph, folded, 0, 2)
     geometry = _geometry(graph, "Gemm", folded, trans_a=bool(attribute(node, "transA", 0)))
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -203,6 +213,10 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     groups = int(attribute(node, "group", 1))
     if value.ndim < 3 or groups < 1 or len(value) % groups:
         return Why.MALFORMED
+    transposed = node.op_type == "ConvTranspose"
+    if transposed and (groups > 1 or attribute(node, "output_shape", None)):
+        return Why.UNSUPPORTED_OP
+    value = value.swapaxes(0, 1) if transposed else value
     if groups > 1 and min(value.shape[1], len(value) // groups) < 2:
         return Why.GROUPED
     spatial = value.ndim - 2
@@ -211,11 +225,12 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(value))
     if bias is None:
         return Why.BIAS
-    folded = fold_norm(graph, Folded(value.reshape(len(value), -1), bias, (position,), node.output[0]))
+    folded = Folded(value.reshape(len(value), -1), bias, (position,), node.output[0])
+    folded = fold_following(graph, folded, spatial, spatial + 2)
     auto_pad = attribute(node, "auto_pad", b"NOTSET").decode()
     geometry = _geometry(
         graph,
-        "Conv",
+        node.op_type,
         folded,
         channels=value.shape[1],
         groups=groups,
@@ -224,9 +239,27 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         dilations=tuple(attribute(node, "dilations", [1] * spatial)),
         pads=tuple(attribute(node, "pads", [0] * (2 * spatial))),
         auto_pad=auto_pad,
+        output_padding=tuple(attribute(node, "output_padding", ())),
         then=_activation(graph, folded.y),
     )
+    if transposed and _is_disjoint(geometry):
+        geometry, folded = _scattering(geometry, folded)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
+
+
+def _is_disjoint(geometry: Geometry) -> bool:
+    """Whether no output of a ConvTranspose comes from two positions, and none of what is computed is cut off."""
+    axes = zip(geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    return all((k - 1) * d < s for k, s, d in axes) and not any(geometry.pads) and geometry.auto_pad == "NOTSET"
+
+
+def _scattering(geometry: Geometry, folded: Folded) -> tuple[Geometry, Folded]:
+    """A ConvTranspose as the map of single positions C → N·taps, its bias once for each tap."""
+    taps = math.prod(geometry.kernel)
+    weight = folded.weight.reshape(geometry.outputs, -1, taps).swapaxes(1, 2).reshape(geometry.outputs * taps, -1)
+    bias = None if folded.bias is None else np.repeat(folded.bias, taps)
+    geometry = dataclasses.replace(geometry, outputs=weight.shape[0], inputs=weight.shape[1])
+    return geometry, dataclasses.replace(folded, weight=weight, bias=bias)
 
 
 def _joins(graph: Graph, y: str) -> tuple[str, str] | None:

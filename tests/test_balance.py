@@ -61,6 +61,15 @@ def spread(thin: npt.NDArray[Any]) -> Spread:
     return Spread(wide.min(1), wide.max(1), wide.mean(1), np.mean(wide**2, 1))
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 3), (1, 4, 3)])
+def test_a_batch_of_matrices_has_no_axis_that_makes_the_channels(shape: tuple[int, ...]) -> None:
+    text = MATMULS.replace("float[n, 4]", "float[n, 2, 4]").replace("float[n, 5]", "float[n, 2, 5]")
+    plain, batch = np.ones((4, 3)), np.ones(shape)
+    assert len(thin_tensors(model(text, down=plain, up=np.ones((3, 5))).graph)) == 1
+    assert thin_tensors(model(text, down=batch, up=np.ones((3, 5))).graph) == []
+    assert thin_tensors(model(text, down=plain, up=np.ones((*shape[:1], 3, 5))).graph) == []
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_product_stays_and_the_widest_channel_has_range_one(wide: bool) -> None:
     rng = np.random.default_rng(0)

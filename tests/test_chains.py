@@ -42,8 +42,8 @@ def first_chain(text: str) -> Chain | Broken:
     ("text", "ops", "axes"),
     [
         (f"{MATRIX} {{ y = MatMul(x, u) z = MatMul(y, v) }}", [], {}),
-        (f"{MATRIX} {{ y = MatMul(x, u) p = Mul(y, one) q = Mul(p, row) r = PRelu(q, c) z = MatMul(r, v) }}",
-         ["Mul", "Mul", "PRelu"], {"one": None, "row": 1, "c": 0}),
+        (f"{MATRIX} {{ y = MatMul(x, u) e = Abs(y) p = Mul(e, one) q = Mul(p, row) r = PRelu(q, c) z = MatMul(r, v) }}",
+         ["Abs", "Mul", "Mul", "PRelu"], {"one": None, "row": 1, "c": 0}),
         (f"{MATRIX} {{ y = MatMul(x, u) p = Div(y, one) e = Erf(p) a = Add(e, one) m2 = Mul(y, a) z = MatMul(m2, v) }}",
          ["Div", "Erf", "Add", "Mul"], {"one": None}),
         (f"{MATRIX} {{ a = Sigmoid(y) r = Mul(y, a) y = MatMul(x, u) z = MatMul(r, v) }}", ["Sigmoid", "Mul"], {}),

@@ -66,7 +66,7 @@ def test_several_readers_are_all_found() -> None:
     [
         "(float[n,6] x) => (float[n,6] z, float[n,6] y) { y = MatMul(x, u) z = MatMul(y, v) }",
         f"{MATRIX} {{ y = MatMul(x, u) r = Softmax(y) z = MatMul(r, v) }}",
-        f"{MATRIX} {{ y = MatMul(x, u) r = Mul(y, c) z = MatMul(r, v) }}",
+        f"{MATRIX} {{ y = MatMul(x, u) q = Relu(y) r = Mul(q, c) z = MatMul(r, v) }}",
         f"{MATRIX} {{ y = MatMul(x, u) r = Mul(y, x) z = MatMul(r, v) }}",
         f"{MATRIX} {{ y = MatMul(x, u) r = Relu(y) m = MatMul(r, v) z = Add(m, r) }}",
         f"{MATRIX} {{ y = MatMul(x, u) q = Transpose(y) z = MatMul(q, v) }}",

@@ -98,7 +98,7 @@ def test_tables_of_details_can_be_recomputed(written: dict[str, Written], comman
         numeric = [cell for cell in cells if _is_number(cell)]
         for cell, key in zip(numeric, keys, strict=True):
             check(cell, row.get(key))
-        texts = {str(v) for v in row.values() if isinstance(v, str)}
+        texts = {", ".join(v) if isinstance(v, list) else v for v in row.values() if isinstance(v, str | list)}
         assert {cell[0] for cell in cells if not _is_number(cell) and cell[0] != "–"} <= texts
 
 

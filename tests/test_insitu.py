@@ -50,6 +50,16 @@ def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) ->
     assert by_site({"u_nchwc": 4.0}, loaded.sites, tails(loaded)) == {"block": 4.0}
 
 
+def test_what_a_rewrite_costs_elsewhere_counts_for_every_candidate_of_its_site() -> None:
+    found, untouched = corrected([choices("a"), choices("b")], {}, {"a": 2.5})
+    assert found.dense.ms_before == 10.0
+    assert [c.ms for c in found.candidates] == [4.5]  # the slower one would take longer than the dense weight
+    assert [c.ms for c in found.timed] == [4.5, 10.5]
+    assert untouched == choices("b")
+    (both,) = corrected([choices("a")], {"a": (2.0, 1.5)}, {"a": 1.0})
+    assert [c.ms for c in both.candidates] == pytest.approx([4.0, 13.0])
+
+
 def test_the_profile_scales_what_it_shows() -> None:
     decisions = (choices("a").become(choices("a").candidates[0]), choices("b").stay())
     known = factors(decisions, {"a": 20.0, "b": 5.0}, {"a": 3.0, "b": 5.0})

@@ -84,13 +84,21 @@ def test_milliseconds_before_and_after_by_node_of_the_original() -> None:
 
 def test_fusions_lost_and_data_movement_introduced() -> None:
     found = {
-        row["op"]: (row["what"], row["before"], row["after"], row["change"]) for row in profiles.fusions(BEFORE, AFTER)
+        row["op"]: (row["what"], row["before"], row["after"], row["change"], row["lost_at"])
+        for row in profiles.fusions(BEFORE, AFTER)
     }
     assert found == {
-        "FusedConv": ("fusion", 1, 0, "lost"),
-        "ReorderInput": ("data movement", 0, 1, "introduced"),
-        "Transpose": ("data movement", 0, 1, "introduced"),
+        "FusedConv": ("fusion", 1, 0, "lost", ["a"]),
+        "ReorderInput": ("data movement", 0, 1, "introduced", []),
+        "Transpose": ("data movement", 0, 1, "introduced", []),
     }
+
+
+def test_a_fusion_that_moved_is_lost_where_it_was() -> None:
+    own = {"a": "Conv", "b": "Conv"}
+    before, after = (made({n: 1.0}, {n: "FusedConv"}, own) for n in ("a", "b"))
+    (row,) = profiles.fusions(before, after)
+    assert (row["before"], row["after"], row["change"], row["lost_at"]) == (1, 1, "as before", ["a"])
 
 
 def test_a_model_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

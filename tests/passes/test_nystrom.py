@@ -29,7 +29,7 @@ COPIES = {3: 11, 7: 12}
 """Channels that are copies of others in every model here; the last one is dead."""
 
 GELU = """(float[1,n,12] x) => (float[1,n,10] z) {
-y = MatMul(x, w1) b = Add(y, v1) k = Mul(b, v2) p = Div(k, root) e = Erf(p) a = Add(e, one) m = Mul(k, a)
+y = MatMul(x, w1) b = Add(y, v1) t = Tanh(b) k = Mul(t, v2) p = Div(k, root) e = Erf(p) a = Add(e, one) m = Mul(k, a)
 o = Mul(m, half) q = MatMul(o, w2) z = Add(q, v3) }"""
 GEMM = """(float[n,12] x) => (float[n,10] z) {
 y = Gemm(x, w1, v1) r = PRelu(y, slope) z = Gemm <transB = 1> (r, w2t, v3) }"""

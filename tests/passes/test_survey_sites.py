@@ -115,7 +115,7 @@ def test_the_bias_of_a_matmul_is_taken_in(operands: list[str]) -> None:
     holds(model, integers(2, 5, 4))
 
 
-@pytest.mark.parametrize(("shape", "outputs"), [((3,), "yt"), ((1, 3), "y"), ((5, 3), "y"), ((1,), "y")])
+@pytest.mark.parametrize(("shape", "outputs"), [((3,), "yt"), ((1, 3), "y"), ((5, 3), "y"), ((1, 1), "y")])
 def test_a_bias_that_is_not_a_vector_or_whose_sum_is_read_elsewhere_stays(shape: tuple[int, ...], outputs: str) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["t"]), helper.make_node("Add", ["t", "b"], ["y"])]
     model = model_of(nodes, {"x": X, "w": W, "b": integers(*shape)}, outputs)

@@ -1,0 +1,82 @@
+"""The fusion guard: what a plan makes the runtime no longer fuse, at which sites, and what that costs.
+
+A fragment is timed alone, with the activation that follows. What lies further away (an attention, a scaled product, a
+norm with its sum) is fused or not by the whole graph; a rewrite that takes a fusion apart is judged by the profile of
+the whole model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from onnx_lowrank import profiles
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.profiles import Profile
+from onnx_lowrank.run import Run
+from onnx_lowrank.sites import Site
+
+_REACH = 2  # nodes between a site and a fused node that its rewrite can take apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Fusions that are gone, as (operator, node of the original), and milliseconds that this adds, by site."""
+
+    fusions: tuple[tuple[str, str], ...] = ()
+    ms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def losses(run: Run, decisions: Sequence[Decision]) -> Losses:
+    """What a plan loses; nothing where the models cannot be profiled, or another precision fuses otherwise."""
+    if run.lowering is not None:
+        return Losses()
+    settings, feed, folder = run.settings, run.loaded.feeds[0], run.loaded.file.folder
+    try:
+        before, after = (
+            profiles.profile_model(run.build(some), feed, folder, provider=settings.provider, threads=settings.threads)
+            for some in ((), decisions)
+        )
+    except ModelError:
+        return Losses()
+    chosen = {d.node for d in decisions if d.kind}
+    return attributed(run.loaded.graph, [site for site in run.loaded.sites if site.name in chosen], before, after)
+
+
+def attributed(graph: Graph, rewritten: Sequence[Site], before: Profile, after: Profile) -> Losses:
+    """Fusions that are gone, and the time of what runs in their place shared among the rewritten sites next to them.
+
+    Args:
+        graph: of the original.
+        rewritten: sites.
+    """
+    gone = tuple((row["op"], node) for row in profiles.fusions(before, after) for node in row["lost_at"])
+    near = {site.name: _around(graph, site) for site in rewritten}
+    blamed = [name for name, around in near.items() if any(node in around for _, node in gone)]
+    if not blamed:
+        return Losses(gone)
+    own = {label for site in rewritten for position in site.nodes for label in _labels(graph, position)} | set(near)
+    old, new = before.by_owner(), after.by_owner()
+    bare = {name for name in new if name in before.own and name not in old} | {node for _, node in gone}
+    extra = sum(new.get(name, (0.0, []))[0] - old.get(name, (0.0, []))[0] for name in bare - own)
+    return Losses(gone, dict.fromkeys(blamed, max(extra, 0.0) / len(blamed)))
+
+
+def _around(graph: Graph, site: Site) -> set[str]:
+    """Names of the nodes of a site, and of those a few steps before and behind it."""
+    found = {label for position in site.nodes for label in _labels(graph, position)}
+    tensors_on, tensors_back = [site.y], [site.x]
+    for _ in range(_REACH + 1):
+        readers = [p for tensor in tensors_on for p in graph.readers(tensor)]
+        makers = [p for p in map(graph.producer, tensors_back) if p is not None]
+        found |= {label for p in (*readers, *makers) for label in _labels(graph, p)}
+        tensors_on = [name for p in readers for name in graph.protos[p].output if name]
+        tensors_back = [name for p in makers for name in graph.protos[p].input if name]
+    return found
+
+
+def _labels(graph: Graph, position: int) -> tuple[str, str]:
+    """A node's own name or the one that it goes by here, and the one that a profile gives it where it has none."""
+    return graph.names[position], profiles.label(graph.protos[position])

@@ -1,0 +1,119 @@
+"""Neighbouring linear maps that cost less as one are one before anything else is decided: exact, and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from onnx_lowrank import measure
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.files import ModelFile
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.latency import DENSE, LatencyTable
+from onnx_lowrank.passes.merge import MERGE, Merge, merges
+from onnx_lowrank.passes.survey import Survey, survey
+from onnx_lowrank.runtime import Feed, NodeRun, profile
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.sites import Site
+
+Runs = tuple[Mapping[int, NodeRun], ...]
+Pair = tuple[str, str]
+"""Names of two nodes: the first one is taken into the second."""
+
+_PAIR = "pair"
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """Two nodes that became one; multiply-adds of a run before and after."""
+
+    node: str
+    taken_in: str
+    macs_before: int
+    macs_after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A model with its graph, what its nodes did in one run for each set of shapes, and its sites."""
+
+    file: ModelFile
+    graph: Graph
+    runs: Runs
+    found: Survey
+
+
+def read(file: ModelFile, feeds: Sequence[Feed]) -> Read:
+    """Run a model once for each set of shapes, and find its sites."""
+    graph = Graph(file.model, file.folder)
+    runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
+    return Read(file, graph, runs, survey(graph))
+
+
+def merged(
+    known: Read,
+    feeds: Sequence[Feed],
+    settings: Settings,
+    allowed: Callable[[Site, Runs], bool],
+    planned: Sequence[Pair] | None,
+) -> tuple[Read, tuple[Merged, ...]]:
+    """The model with neighbours multiplied, until there are no more; the file's own ModelProto stays as it is.
+
+    Args:
+        allowed: whether a site may be touched, and was run.
+        planned: the pairs of a plan that is replayed; None finds them.
+
+    Raises:
+        SettingsError: a pair of the plan is not there.
+    """
+    done: list[Merged] = []
+    if planned is None and not settings.merge:
+        return known, ()
+    while fresh := _wanted(known, settings, allowed, planned):
+        graph = Graph(known.file.model, known.file.folder, provenance=settings.provenance)
+        for one in fresh:
+            graph.apply(one.patch())
+            done.append(Merged(one.second.name, one.first.name, one.macs_before, one.macs_after))
+        known = read(dataclasses.replace(known.file, model=graph.commit()), feeds)
+    missing = set(planned or ()) - {(one.taken_in, one.node) for one in done}
+    if missing:
+        first, second = sorted(missing)[0]
+        raise SettingsError(
+            f"the plan multiplies '{first}' into '{second}', which are no such neighbours in this model"
+        )
+    return known, tuple(done)
+
+
+def _wanted(
+    known: Read, settings: Settings, allowed: Callable[[Site, Runs], bool], planned: Sequence[Pair] | None
+) -> list[Merge]:
+    """The pairs that are to be multiplied next."""
+    sites = [site for site in known.found.sites if allowed(site, known.runs)]
+    sites = [seen(site, known.runs) for site in sites]
+    macs = {site.name: measure.multiply_adds({site.nodes[0]: known.runs[0][site.nodes[0]]}) for site in sites}
+    found = [one for one in merges(known.graph, sites, macs) if isinstance(one, Merge)]
+    if planned is not None:
+        return [one for one in found if (one.first.name, one.second.name) in planned]
+    if not found or settings.precision is not None or not settings.verify_latency:
+        return found  # nothing is timed here: fewer multiply-adds in fewer nodes decide
+    table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
+    return [one for one in found if _is_faster(one, table)]
+
+
+def seen(site: Site, runs: Runs) -> Site:
+    """A site with the input shapes of the runs."""
+    which = 1 if site.geometry.side == "left" else 0
+    return site.seen(tuple(run[site.nodes[0]].input_shapes[which] for run in runs))
+
+
+def _is_faster(one: Merge, table: LatencyTable) -> bool:
+    """Whether the product was measured faster than the pair, or neither is known to a given table."""
+    name = f"{MERGE} {one.first.geometry.key()} {one.second.geometry.key()}"
+    rows: list[dict[str, float]] = []
+    makers: dict[str, Any] = {DENSE: one.whole, _PAIR: one.pair}
+    for geometry in one.product.geometries:
+        rows.append(table.measure(dataclasses.replace(geometry, op=name), makers))
+    table.save()
+    known = [row for row in rows if len(row) == len(makers)]
+    return sum(row[DENSE] for row in known) < sum(row[_PAIR] for row in known) if known else True
