@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,10 @@ def _reachable(
             left.append(Keep(site.name, site.geometry.op, why))
             continue
         which = 1 if site.geometry.side == "left" else 0
-        kept.append(site.seen(tuple(run[site.nodes[0]].input_shapes[which] for run in runs)))
+        first, *twins = (
+            place.seen(tuple(run[place.nodes[0]].input_shapes[which] for run in runs)) for place in site.places
+        )
+        kept.append(dataclasses.replace(first, twins=tuple(twins)))
     return tuple(kept), tuple(left)
 
 
@@ -141,13 +145,19 @@ def _same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
 
 
 def _left_out(site: Site, runs: Sequence[Mapping[int, NodeRun]], settings: Settings) -> Why | None:
-    matches = [fnmatch.fnmatchcase(site.name, pattern) for pattern in settings.include]
-    if (settings.include and not any(matches)) or any(fnmatch.fnmatchcase(site.name, p) for p in settings.exclude):
+    def named(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(place.name, pattern) for place in site.places for pattern in patterns)
+
+    if (settings.include and not named(settings.include)) or named(settings.exclude):
         return Why.EXCLUDED
-    for run in (found.get(site.nodes[0]) for found in runs):
+    dimensions = set()
+    for place, found in itertools.product(site.places, runs):
+        run = found.get(place.nodes[0])
         if run is None or any(math.prod(shape) == 0 for shape in run.output_shapes):
             return Why.NOT_EXECUTED
-    return None
+        dimensions.add(len(run.output_shapes[0]))
+    # One fragment has to do for all places, and a Concat in it counts its axes from the first.
+    return Why.SHARED if site.twins and len(dimensions) > 1 else None
 
 
 def calibrate(
@@ -161,9 +171,9 @@ def calibrate(
     sites = tuple(site for site in loaded.sites if decided is None or site.name in decided)
 
     def bytes_of(site: Site) -> int:
-        run = loaded.runs[0][site.nodes[0]]
-        shapes = run.input_shapes if site.tap == "input" else run.output_shapes
-        return 4 * max(math.prod(shape) for shape in shapes)
+        runs = [loaded.runs[0][place.nodes[0]] for place in site.places]
+        shapes = [run.input_shapes if site.tap == "input" else run.output_shapes for run in runs]
+        return sum(4 * max(math.prod(shape) for shape in given) for given in shapes)
 
     moments = collect(
         loaded.file.model,
@@ -180,7 +190,7 @@ def calibrate(
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
-        fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
+        fit = factorize(site, moments[site.taps], loaded.metrics.get(site.name))
         name = site.name
         fits[name] = dataclasses.replace(fit, nested=separated.get(name, {}), narrow=narrow.get(name))
     progress("factor", len(sites), len(sites))

@@ -79,7 +79,7 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) ->
 
 def _usable(site: Site) -> bool:
     g = site.geometry
-    return g.inputs <= MOST and g.groups == 1
+    return g.inputs <= MOST and g.groups == 1 and not site.twins
 
 
 def refit(

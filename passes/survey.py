@@ -5,7 +5,8 @@
     Gemm     x'·B' with constant B and C, any transA, transB, alpha, beta
     Conv     1-D, 2-D, 3-D, any stride, dilation, pad; a BatchNormalization that follows is folded in
 
-Weights are initializers or Constant nodes, also behind Identity, Transpose and Cast.
+Weights are initializers or Constant nodes, also behind Identity, Transpose and Cast. Nodes that read one weight in the
+same way are one site (`tie`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from onnx_lowrank.constants import is_constant_op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_bias, fold_norm, only_reader
+from onnx_lowrank.passes.tie import tie
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 from onnx_lowrank.values import all_finite
@@ -49,7 +51,12 @@ class Survey:
 
 def survey(graph: Graph) -> Survey:
     """Read the whole model: main graph, bodies of control flow, local functions."""
-    found = [_look(graph, position) for position in range(len(graph.protos))]
+    found = tie(
+        graph,
+        [_look(graph, position) for position in range(len(graph.protos))],
+        root=lambda position: _root(graph, graph.protos[position]),
+        plain=lambda position: _look(graph, position, fold=False),
+    )
     inner = [keep for node in graph.protos for keep in _inside(node)]
     functions = [Keep(n.name, n.op_type, Why.FUNCTION) for f in graph.model.functions for n in f.node]
     kept = [k for k in found if isinstance(k, Keep)]
@@ -63,12 +70,12 @@ def _inside(node: onnx.NodeProto) -> Iterator[Keep]:
             yield from _inside(inner)
 
 
-def _look(graph: Graph, position: int) -> Site | Keep:
+def _look(graph: Graph, position: int, *, fold: bool = True) -> Site | Keep:
     node = graph.protos[position]
     why = _refusal(graph, node)
     if why is None:
         read = {"MatMul": _matmul, "FusedMatMul": _fused_matmul, "Gemm": _gemm, "Conv": _conv}[node.op_type]
-        result = read(graph, position, node)
+        result = read(graph, position, node, fold)
         if isinstance(result, Site):
             return dataclasses.replace(result, joins=_joins(graph, result.y))
         why = result
@@ -78,6 +85,12 @@ def _look(graph: Graph, position: int) -> Site | Keep:
 def _weight_name(graph: Graph, node: onnx.NodeProto) -> str | None:
     names = [node.input[1]] if node.op_type != "MatMul" else [node.input[1], node.input[0]]
     return next((n for n in names if graph.constants.chain(n) is not None), None)
+
+
+def _root(graph: Graph, node: onnx.NodeProto) -> str:
+    """The constant that a site's weight comes from."""
+    name = _weight_name(graph, node) or ""
+    return (graph.constants.chain(name) or [name])[-1]
 
 
 def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
@@ -124,8 +137,6 @@ def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
         return Why.IS_OUTPUT
     if graph.quantized.intersection(chain):
         return Why.QUANTIZED
-    if any(len(graph.readers(name)) > 1 for name in chain):
-        return Why.SHARED
     return None
 
 
@@ -139,7 +150,7 @@ def _values(weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | Why:
     return weight if all_finite(weight) else Why.NOT_FINITE
 
 
-def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _matmul(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     name = _weight_name(graph, node) or ""
     side = "right" if name == node.input[1] else "left"
     value = _values(graph.constants.value(name))
@@ -149,14 +160,14 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         return Why.VECTOR if value.ndim < 2 else Why.BATCHED
     weight = value.T if side == "right" else value
     folded = Folded(weight, None, (position,), node.output[0])
-    if side == "right":
+    if side == "right" and fold:
         folded = fold_bias(graph, folded)
     x = node.input[0] if side == "right" else node.input[1]
     geometry = _geometry(graph, "MatMul", folded, side=side, bias=folded.bias is not None)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, x, folded.y, folded.nodes)
 
 
-def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -165,7 +176,9 @@ def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | W
     weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
     if weight is None:
         return Why.NOT_FINITE
-    folded = fold_bias(graph, Folded(weight, None, (position,), node.output[0]))
+    folded = Folded(weight, None, (position,), node.output[0])
+    if fold:
+        folded = fold_bias(graph, folded)
     geometry = _geometry(graph, "MatMul", folded, side="right", bias=folded.bias is not None)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -179,7 +192,8 @@ def _scaled(weight: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any] | None:
     return found if all_finite(found) else None
 
 
-def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _gemm(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
+    del fold  # its bias is its own
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -196,7 +210,7 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
 
-def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _conv(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -211,7 +225,9 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     bias = _vector(graph, node.input[2] if len(node.input) > 2 else "", len(value))
     if bias is None:
         return Why.BIAS
-    folded = fold_norm(graph, Folded(value.reshape(len(value), -1), bias, (position,), node.output[0]))
+    folded = Folded(value.reshape(len(value), -1), bias, (position,), node.output[0])
+    if fold:
+        folded = fold_norm(graph, folded)
     auto_pad = attribute(node, "auto_pad", b"NOTSET").decode()
     geometry = _geometry(
         graph,

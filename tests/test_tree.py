@@ -108,6 +108,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes.pivot": 5,
     "passes.spatial": 5,
     "passes.survey": 5,
+    "passes.tie": 5,
     "passes.svd": 5,
     "passes.tucker": 5,
     # what drives them
@@ -177,6 +178,7 @@ SHARED_BY_PASSES: Final = {
     "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.fold": {"passes.survey"},
+    "passes.tie": {"passes.survey"},
     "passes.asym3d": {"passes"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
