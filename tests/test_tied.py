@@ -288,7 +288,7 @@ def test_one_decision_adds_up_the_times_of_all_and_is_replayed_to_the_byte(home:
     assert report.to_dict()["sites"][0]["tied"] == ["r", "y"]
     plan = onnx_lowrank.Plan.from_json(report.plan.to_json())
     assert plan == report.plan
-    again = {"data": home / "x.npz", "cache": home / "t.json", "verify_latency": False}
+    again: dict[str, Any] = {"data": home / "x.npz", "cache": home / "t.json", "verify_latency": False}
     onnx_lowrank.apply(plan, home / "tied.onnx", home / "again.onnx", **again)
     assert (home / "again.onnx").read_bytes() == (home / "out.onnx").read_bytes()
 
