@@ -14,11 +14,16 @@ from __future__ import annotations
 from onnx_lowrank.fragment import Fragment, Kind, X, Y
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.linear import affine
+from onnx_lowrank.scales import levelled
 from onnx_lowrank.sites import Geometry
 
 
 def two_factors(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
     """`left (right x) + bias` with left N×r, right (g·r)×K, bias N."""
+    groups = geometry.groups
+    read = left.reshape(groups, -1, left.shape[1]).swapaxes(1, 2)
+    right, by_channel = levelled(right, read.reshape(len(right), -1), geometry.outputs)
+    left = by_channel.reshape(read.shape).swapaxes(1, 2).reshape(left.shape)
     down, down_constants = affine(geometry, "down", X, "thin", right, None, first=True)
     up, up_constants = affine(geometry, "up", "thin", Y, left, bias, first=False)
     return Fragment((*down, *up), {**down_constants, **up_constants})

@@ -33,6 +33,7 @@ LEVELS: Final[dict[str, int]] = {
     "patches": 1,
     "rectified": 1,
     "regression": 1,
+    "scales": 1,
     "separable": 1,
     "sites": 1,
     "timing": 1,
