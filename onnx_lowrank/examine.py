@@ -48,7 +48,7 @@ def _nodes(run: Run, staged: Path, attempt: details.Attempt) -> tuple[list[dict[
 
     def rows() -> list[dict[str, Any]]:
         saved = read_model(staged)
-        before = details.profile(file.model, feed, file.folder, run.settings)
+        before = details.profile(run.loaded.opening.original, feed, file.folder, run.settings)
         after = details.profile(saved.model, feed, saved.folder, run.settings)
         fused.extend(profiles.fusions(before, after))
         return details.node_rows(before, after, profiles.kinds(saved.model))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
+from onnx_lowrank.branches import BORDER, Opening, candidates
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.chains import disjoint_chains
+from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.files import ModelFile, read_model
@@ -41,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 class Loaded:
     """A model that runs on its data: sites with shapes, everything else with a reason.
 
+    `file` holds the model with the branches of `opening` opened; what is built of it is to be closed again.
     `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs. `metrics` tell
     which errors of a site's output matter to the sites that read it, where only sites do.
     """
@@ -55,6 +58,7 @@ class Loaded:
     runs: tuple[Mapping[int, NodeRun], ...]
     sites: tuple[Site, ...]
     kept: tuple[Keep, ...]
+    opening: Opening
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
 
@@ -68,10 +72,10 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     file = read_model(path)
     if settings.inline_functions:
         file = inlined(file)
-    session = Session(file.path, provider=settings.provider, threads=settings.threads)
-    source, feeds = open_inputs(session, data, settings)
+    source, feeds = _tried(file, data, settings)
     calibration, held_out, shared = split(source)
-    _try(session, source)
+    opening = _opening(file, source, feeds, settings)
+    file = dataclasses.replace(file, model=opening.flat)
     graph = Graph(file.model, file.folder)
     runs = tuple(profile(file.model, feed, folder=file.folder) for feed in feeds)
     found = survey(graph)
@@ -79,8 +83,27 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress) -> Loade
     sites = tuple(
         site if _same_shape(graph, runs[0], site) else dataclasses.replace(site, joins=None) for site in sites
     )
+    kept = [keep for keep in found.kept if not keep.node.startswith(BORDER)]
+    kept += [Keep(node.name, node.op_type, Why.NOT_EXECUTED) for node in opening.untaken()]
     progress("read", 1, 1)
-    return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*found.kept, *dropped))
+    return Loaded(
+        file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*kept, *dropped), opening=opening
+    )
+
+
+def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: Settings) -> Opening:
+    """Branches that all samples take, opened; none where a precision is made, whose converters rewrite every node."""
+    if settings.precision not in (None, "fp32") or not candidates(file.model):
+        return Opening((file.model,))
+    return always_taken(file.model, file.folder, (source, feeds), settings.provider)
+
+
+def _tried(file: ModelFile, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:
+    """What `open_inputs` gives, once the first sample has run; the session is gone before others are opened."""
+    session = Session(file.path, provider=settings.provider, threads=settings.threads)
+    source, feeds = open_inputs(session, data, settings)
+    _try(session, source)
+    return source, feeds
 
 
 def _try(session: Session, source: Source) -> None:

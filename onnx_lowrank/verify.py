@@ -132,12 +132,15 @@ def race_files(
 
 def facts(file: ModelFile, loaded: Loaded, path: Path | None = None) -> ModelFacts:
     """Bytes, parameters and multiply-adds of a file."""
-    runs = loaded.runs[0] if file is loaded.file else profile(file.model, loaded.feeds[0], folder=file.folder)
+    model, runs = loaded.opening.original, loaded.runs[0]
+    if file is not loaded.file:
+        model = file.model
+        runs = profile(loaded.opening.of(model).flat, loaded.feeds[0], folder=file.folder)
     return ModelFacts(
         path=str(path or file.path),
         sha256=file.sha256,
         bytes=file.bytes,
-        parameters=measure.parameters(file.model),
+        parameters=measure.parameters(model),
         macs=measure.multiply_adds(dict(runs)),
     )
 

@@ -50,6 +50,7 @@ LEVELS: Final[dict[str, int]] = {
     "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
     "binding": 3,
+    "branches": 3,
     "balance": 3,
     "constants": 3,
     "events": 3,
@@ -75,6 +76,7 @@ LEVELS: Final[dict[str, int]] = {
     "cache": 4,
     "calibration": 4,
     "chains": 4,
+    "conditions": 4,
     "consumers": 4,
     "data": 4,
     "heads": 4,
