@@ -24,6 +24,8 @@ from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs
 BORDER = "onnx_lowrank_border"
 """Start of the names of the nodes and tensors that mark a border."""
 
+_EXIT = f"{BORDER}_exit"
+
 Taken = tuple[str, bool]
 """First output of an If, and whether its `then_branch` is always taken."""
 
@@ -85,12 +87,14 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _at(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.op_type == "If" and output in node.output[:1])
+    found: onnx.NodeProto = next(n for n in model.graph.node if n.op_type == "If" and output in n.output[:1])
+    return found
 
 
 def _branch(node: onnx.NodeProto, then: bool) -> onnx.GraphProto:
     wanted = "then_branch" if then else "else_branch"
-    return next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+    found: onnx.GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+    return found
 
 
 def _opened(model: onnx.ModelProto, taken: Taken) -> onnx.ModelProto | None:
@@ -109,7 +113,7 @@ def _opened(model: onnx.ModelProto, taken: Taken) -> onnx.ModelProto | None:
     inner = list(body.node)
     results = [o.name for o in body.output]
     exits = [
-        helper.make_node("Identity", [made], [name], name=f"{BORDER}/{name}")
+        helper.make_node("Identity", [made], [name], name=f"{_EXIT}/{name}")
         for made, name in zip(results, node.output, strict=True)
         if name
     ]
@@ -170,6 +174,8 @@ def _sides(
     inner = {name for n in body.node for name in n.output if name}
     known = {name for n in opened.graph.node for name in n.output if name}
     first = next(name for name in node.output if name)
+    borders = {f"{_EXIT}/{name}" for name in node.output} - {f"{_EXIT}/{first}"}
+    borders |= {n.name for n in opened.graph.node if n.name.startswith(f"{BORDER}/{node.output[0]}/")}
     inside: list[onnx.NodeProto] = []
     outside: list[onnx.NodeProto] = []
     waiting: list[onnx.NodeProto] = []
@@ -178,13 +184,13 @@ def _sides(
         if not known.intersection(one.output):
             continue
         side = inside if inner.intersection(one.output) else outside
-        side += [n for n in waiting if not n.name.startswith(BORDER) or n.name == f"{BORDER}/{first}"]
+        side += [n for n in waiting if n.name not in borders]
         waiting = []
     return inside, outside
 
 
 def _is_exit(one: onnx.NodeProto, node: onnx.NodeProto) -> bool:
-    return one.name.startswith(BORDER) and one.output[0] in node.output
+    return one.name.startswith(_EXIT) and one.output[0] in node.output
 
 
 def _replace(field: object, values: Sequence[object]) -> None:

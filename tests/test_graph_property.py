@@ -19,7 +19,7 @@ from onnx_lowrank.constants import CONSTANT_OPS
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.passes.svd import SVD
-from onnx_lowrank.protos import reads
+from onnx_lowrank.protos import reads, subgraphs
 from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.sites import Site
 
@@ -164,16 +164,19 @@ def magnitudes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every constant replaced by its absolute value: what rounding errors are proportional to."""
     found = onnx.ModelProto()
     found.CopyFrom(model)
-    constants = [a.t for n in found.graph.node if n.op_type == "Constant" for a in n.attribute]
-    for tensor in (*found.graph.initializer, *constants):
+    graphs = [found.graph, *(body for n in found.graph.node for body in subgraphs(n))]
+    constants = [a.t for g in graphs for n in g.node if n.op_type == "Constant" for a in n.attribute]
+    for tensor in (*(t for g in graphs for t in g.initializer), *constants):
         tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), tensor.name))
     return found
 
 
 def roundings(model: onnx.ModelProto) -> int:
     """Bound on the roundings along any path: a product of inner length k has k, and each factor was stored rounded."""
-    longest = max([ROWS, *(dim for t in model.graph.initializer for dim in t.dims)], default=1)
-    return (longest + 4) * len(model.graph.node)
+    bodies = [body for n in model.graph.node for body in subgraphs(n)]
+    tensors = [*model.graph.initializer, *(t for body in bodies for t in body.initializer)]
+    longest = max([ROWS, *(dim for t in tensors for dim in t.dims)], default=1)
+    return (longest + 4) * (len(model.graph.node) + sum(len(body.node) for body in bodies))
 
 
 def is_new(node: onnx.NodeProto) -> bool:

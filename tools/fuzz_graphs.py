@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 import onnx_lowrank
+from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.files import read_model, write_model
 from onnx_lowrank.graph import Graph, Patch
@@ -63,6 +64,8 @@ def check(seed: int, *, pipeline: bool) -> str:
         if pipeline:
             _optimized(path, feed, rng)
         outcome = _rewritten(file.model, path.parent, feed, rng)
+        if outcome != "refused by the runtime":
+            _branches(file.model, path.parent, feed, rng)
         if outcome == "checked" and external:
             _saved(file.model, path.parent, feed)
         return outcome
@@ -95,6 +98,21 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
     _same(model, exact, folder, feed, "full rank")
     _same(dense, thin, folder, feed, "low rank")
     return "checked"
+
+
+def _branches(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], rng: random.Random) -> None:
+    """Branches that are taken, opened: closed to the same bytes, and rewritten inside at full rank."""
+    opening = always_taken(model, folder, ([feed],), "cpu")
+    if not opening.taken:
+        return
+    if opening.closed(opening.flat).SerializeToString() != model.SerializeToString():
+        raise WrongError("opened and closed, a model is not the same bytes")
+    _same(model, opening.flat, folder, feed, "opened")
+    runs = profile(opening.flat, feed, folder=folder)
+    found = [site for site in survey(Graph(opening.flat, folder)).sites if _one_fragment(site, runs)]
+    sites = [site.seen((_x_shape(site, runs),)) for site in found]
+    patches = [_factored(site, rng, full=True)[0] for site in sites]
+    _same(model, opening.closed(_commit(opening.flat, folder, patches)), folder, feed, "full rank in branches")
 
 
 def _one_fragment(site: Site, runs: Mapping[int, Any]) -> bool:
