@@ -37,7 +37,7 @@ class Why(enum.Enum):
     BIAS = "its bias is not a constant vector over the output channels"
     OPSET = "its operator set is older than 7"
     MALFORMED = "its inputs or attributes are not those of its operator"
-    SUBGRAPH = "inside the body of a Loop or Scan, or of an If whose condition varies"
+    SUBGRAPH = "inside the body of a Loop or Scan, or of an If that is not opened"
     FUNCTION = "inside a model-local function (--inline-functions opens it)"
     EXCLUDED = "left out by --include or --exclude"
     NOT_EXECUTED = "never executed by the calibration data"
