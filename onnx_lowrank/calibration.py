@@ -29,11 +29,11 @@ from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.projection import Projection
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable
-from onnx_lowrank.sites import Geometry, Site
+from onnx_lowrank.sites import Geometry, Site, Tap
 
 _GROUP_BYTES = 512 << 20
-Tap = tuple[str, int | tuple[int, ...]]
-"""A tensor and the axis of its channels: sites that read one tensor share its moments."""
+Taps = tuple[Tap, ...]
+"""Tensors that moments are taken of together: sites that read the same ones share them."""
 
 
 FEW = 4
@@ -140,29 +140,30 @@ def collect(
     bytes_of: Callable[[Site], int],
     provider: str,
     progress: Callable[[int, int], None],
-) -> dict[Tap, Moments]:
-    """Moments of every distinct tap over all samples.
+) -> dict[Taps, Moments]:
+    """Moments over all samples of what every site taps; those of a site with twins are of all its places together.
 
     Args:
-        bytes_of: size of a site's tapped tensor for one sample; groups stay below 512 MB.
+        bytes_of: size of a site's tapped tensors for one sample; groups stay below 512 MB.
         progress: called with (groups done, groups).
 
     Raises:
         DataError: an activation that is not finite.
     """
-    found: dict[Tap, Moments] = {}
+    found: dict[Taps, Moments] = {}
     groups = list(grouped(sites, lambda site: bytes_of(site) + 16 * _width(site) ** 2, _GROUP_BYTES))
     for done, group in enumerate(groups):
         progress(done, len(groups))
-        names = list(dict.fromkeys(site.tensor for site in group))
+        names = list(dict.fromkeys(tensor for site in group for tensor, _ in site.taps))
         session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
-        taps = {(s.tensor, s.channel_axis): _width(s) for s in group}
-        found |= {tap: Moments(width) for tap, width in taps.items()}
+        widths = {site.taps: _width(site) for site in group}
+        found |= {taps: Moments(width) for taps, width in widths.items()}
         for sample in samples:
             tensors = dict(zip(names, session.run(sample, names), strict=True))
-            for tap in taps:
-                with blaming(tap[0]):
-                    found[tap].add(rows(tensors[tap[0]], tap[1]))
+            for taps in widths:
+                for tensor, axis in taps:
+                    with blaming(tensor):
+                        found[taps].add(rows(tensors[tensor], axis))
     progress(len(groups), len(groups))
     return found
 

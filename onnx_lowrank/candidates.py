@@ -116,7 +116,7 @@ def known_sizes(
 def adaptive_times(
     geometries: tuple[Geometry, ...], sizes: Sizes, kinds: Mapping[str, Kind], table: LatencyTable
 ) -> dict[str, float]:
-    """Milliseconds by label, the mean over the shapes; between steep edges more ranks are timed. Adds to `sizes`."""
+    """Milliseconds by label, the mean over geometries; between steep edges more ranks are timed. Adds to `sizes`."""
     times: dict[str, float] = {}
     for _ in range(1 + (_ON_A_CARD if Provider.of(table.provider).on_device else _REFINEMENTS)):
         labels = {label_of(name, size): (kinds[name], size) for name in sizes for size in sorted(sizes[name])}
@@ -178,9 +178,10 @@ def _choices(
     unknown: bool,
 ) -> Choices:
     geometry = site.geometry
+    ms = {label: time * len(site.places) for label, time in ms.items()}
     positions = macs_per_weight(site, loaded)
     weights = geometry.outputs * geometry.inputs
-    dense = Decision(site.name, geometry.op, (geometry.outputs, geometry.inputs), ms_before=ms.get(DENSE))
+    dense = Decision.of(site, ms.get(DENSE))
     small = not any(kind.max_rank(geometry) for kind in KINDS if kind.applies(geometry))
     if unknown or not sizes:
         why = Why.TOO_SMALL if small else Why.NOT_TIMED if unknown else Why.LOSS
@@ -219,5 +220,5 @@ def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
 
 def macs_per_weight(site: Site, loaded: Loaded) -> int:
     """How often every weight of a site is used on the timed sample: its number of output positions."""
-    position = site.nodes[0]
-    return measure.multiply_adds({position: loaded.runs[0][position]}) // (site.geometry.outputs * site.geometry.inputs)
+    runs = {place.nodes[0]: loaded.runs[0][place.nodes[0]] for place in site.places}
+    return measure.multiply_adds(runs) // (site.geometry.outputs * site.geometry.inputs)

@@ -68,9 +68,12 @@ class Chain:
 
 
 def disjoint_chains(graph: Graph, sites: Sequence[Site]) -> tuple[Chain, ...]:
-    """The chains among some sites, no site in two of them: the ones with the largest weights."""
-    at = {site.nodes[0]: site for site in sites}
-    chains = [chain for chain in (chain_after(graph, site, at) for site in sites) if isinstance(chain, Chain)]
+    """The chains among some sites, no site in two of them: the ones with the largest weights.
+
+    Sites with twins are in none: their weight is read elsewhere too.
+    """
+    at = {site.nodes[0]: site for site in sites if not site.twins}
+    chains = [chain for chain in (chain_after(graph, site, at) for site in at.values()) if isinstance(chain, Chain)]
     taken: set[str] = set()
     found = []
     for chain in sorted(chains, key=lambda c: -(c.producer.weight.size + c.consumer.weight.size)):

@@ -9,7 +9,7 @@ from onnx_lowrank import details, profiles
 from onnx_lowrank.files import read_model
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import Session
-from onnx_lowrank.verify import Measured, original
+from onnx_lowrank.verify import Measured
 
 
 def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def examined(run: Run, staged: Path, found: Measured) -> dict[str, Any]:
 
 def _nodes(run: Run, staged: Path, attempt: details.Attempt) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Times by node of the original, and the fusions of both graphs."""
-    file, feed = original(run.loaded), run.loaded.feeds[0]
+    original, folder, feed = run.loaded.opening.original, run.loaded.file.folder, run.loaded.feeds[0]
     fused: list[dict[str, Any]] = []
 
     def rows() -> list[dict[str, Any]]:
         saved = read_model(staged)
-        before = details.profile(file.model, feed, file.folder, run.settings)
+        before = details.profile(original, feed, folder, run.settings)
         after = details.profile(saved.model, feed, saved.folder, run.settings)
         fused.extend(profiles.fusions(before, after))
         return details.node_rows(before, after, profiles.kinds(saved.model))

@@ -18,6 +18,8 @@ class Apart(enum.Enum):
     """Why a site is in no family."""
 
     ALONE = "no other site reads its input"
+    BRANCH = "the sites that read its input stand in another branch of the model"
+    TIED = "its weight is read at other places too, on other inputs"
     LAYOUT = "the sites that read its input have other kernels, strides, sides, biases or activations"
     GROUPED = "its groups read different channels"
     WIDE = "it reads too many channels for one projection of them all"
@@ -35,10 +37,14 @@ def family_of(site: Site, sites: Sequence[Site]) -> Family | Apart:
         return Apart.GROUPED
     if site.geometry.inputs > _MOST:
         return Apart.WIDE
-    reading = [other for other in sites if other.x == site.x]
+    if site.twins:
+        return Apart.TIED
+    reading = [other for other in sites if other.x == site.x and not other.twins]
     if len(reading) == 1:
         return Apart.ALONE
-    alike = tuple(other for other in reading if _form(other.geometry) == _form(site.geometry))
+    if all(other.branch != site.branch for other in reading if other is not site):
+        return Apart.BRANCH
+    alike = tuple(other for other in reading if common(other) == common(site))
     return alike if len(alike) > 1 else Apart.LAYOUT
 
 
@@ -52,5 +58,6 @@ def sets(family: Family) -> Iterator[Family]:
         yield from (family[:i] + family[i + 1 :] for i in reversed(range(len(family))))
 
 
-def _form(geometry: Geometry) -> Geometry:
-    return dataclasses.replace(geometry, outputs=0)
+def common(site: Site) -> tuple[str, str, Geometry]:
+    """What the sites of one family have in common: the tensor, the branch that they stand in, and how they read."""
+    return site.x, site.branch, dataclasses.replace(site.geometry, outputs=0)

@@ -22,34 +22,59 @@ from onnx import helper
 from onnx_lowrank.constants import Constants, is_constant_op
 from onnx_lowrank.errors import PassError
 from onnx_lowrank.files import make_tensor
-from onnx_lowrank.fragment import Fragment, X
-from onnx_lowrank.protos import all_names, outer_reads, reads, subgraphs, unique_names
+from onnx_lowrank.fragment import Fragment, Op, X
+from onnx_lowrank.protos import all_names, reads, skeleton, unique_names
 
 
 @dataclass(frozen=True)
-class Patch:
-    """One rewrite as a value: nodes at these positions become a fragment from tensor `x` to tensor `y`.
-
-    `also` names the other sites that it rewrites; `others` are the tensors of the fragment's outputs after the first.
-    """
+class Place:
+    """Nodes of a site, by position, that lead from tensor `x` to tensor `y`."""
 
     site: str
     nodes: tuple[int, ...]
     x: str
     y: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that a fragment makes there, in the order of its outputs."""
+        return (self.y,)
+
+    @property
+    def position(self) -> int:
+        """Where new nodes go."""
+        return max(self.nodes)
+
+
+@dataclass(frozen=True)
+class Patch(Place):
+    """One rewrite as a value: the nodes of a place become a fragment from its `x` to its `y`.
+
+    Attributes:
+        also: the other sites that it rewrites.
+        others: tensors of the fragment's outputs after the first; such a patch has no twins.
+        twins: other places where the same fragment goes, all reading the same constants.
+    """
+
     fragment: Fragment
     made_by: str
     also: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    twins: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All places where the fragment goes."""
+        return (self, *self.twins)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The tensors that the fragment makes, in the order of its outputs."""
+        """The first one and the others."""
         return (self.y, *self.others)
 
     @property
-    def place(self) -> int:
-        """Where its nodes go. What reads one output may stand before the node that made another one."""
+    def position(self) -> int:
+        """What reads one output may stand before the node that made another one."""
         return min(self.nodes) if self.others else max(self.nodes)
 
 
@@ -66,7 +91,7 @@ class Graph:
         self.model, self.folder, self._provenance = model, folder, provenance
         self.protos: list[onnx.NodeProto] = list(model.graph.node)
         self.constants = Constants(model, folder)
-        self._surgeon = gs.import_onnx(_skeleton(model))
+        self._surgeon = gs.import_onnx(skeleton(model))
         self._originals: list[Any] = list(self._surgeon.nodes)
         self._position = {id(node): position for position, node in enumerate(self._originals)}
         self._new: dict[int, list[onnx.NodeProto]] = {}
@@ -83,6 +108,27 @@ class Graph:
         """Positions of the nodes that read a tensor; a node that reads it twice, or in a subgraph too, counts again."""
         found = self._tensors.get(tensor)
         return [] if found is None else [self._position[id(node)] for node in found.outputs]
+
+    def weight_readers(self, root: str) -> list[int]:
+        """Positions of the nodes that read a constant, itself or through Identity, Transpose and Cast.
+
+        A node that reads it twice counts twice. Whatever would keep the constant alive besides is there as -1: a graph
+        output, or a chain that nothing reads.
+        """
+        found, waiting = [], [root]
+        while waiting:
+            name = waiting.pop()
+            readers = self.readers(name)
+            if name in self.outputs or not readers:
+                found.append(-1)
+            for position in readers:
+                made = self.protos[position].output
+                constant = is_constant_op(self.protos[position]) and self.constants.chain(made[0]) is not None
+                if constant:
+                    waiting.append(made[0])
+                else:
+                    found.append(position)
+        return sorted(found)
 
     def producer(self, tensor: str) -> int | None:
         """Position of the node that makes a tensor."""
@@ -111,65 +157,77 @@ class Graph:
         """Check a patch and put its nodes in the place of the old ones.
 
         Returns:
-            The tensor name that each local name of the fragment got.
+            The tensor name that each local name of the fragment got, at the first place.
 
         Raises:
             PassError: nodes already replaced, a tensor between them read elsewhere, or a fragment that does not
                 lead from `x` to `y`.
         """
         self._check(patch)
-        constants = [name for p in patch.nodes for name in self.protos[p].input]
-        names = {X: patch.x, **dict(zip(patch.fragment.outputs, patch.outputs, strict=True))}
-        tensors = {local: self._tensors[name] for local, name in names.items()}
-        for position in patch.nodes:
-            self._detach(position)
+        read = [name for place in patch.places for p in place.nodes for name in self.protos[p].input]
+        names, tensors = {}, {}
         for local, array in patch.fragment.constants.items():
             names[local] = self.fresh(f"{patch.site}/{local}")
             self._new_tensors.append(make_tensor(names[local], array))
             tensors[local] = gs.Constant(names[local], np.zeros(0, np.float32))
+        found = [self._put(patch, place, dict(names), dict(tensors)) for place in patch.places]
+        self._drop_unread(read)
+        return found[0]
+
+    def _put(self, patch: Patch, place: Place, names: dict[str, str], tensors: dict[str, Any]) -> dict[str, str]:
+        """Put the fragment's nodes in one place; adds to the names and tensors of its constants."""
+        ends = {X: place.x, **dict(zip(patch.fragment.outputs, place.outputs, strict=True))}
+        names |= ends
+        tensors |= {local: self._tensors[name] for local, name in ends.items()}
+        for position in place.nodes:
+            self._detach(position)
         made = []
         for op in patch.fragment.ops:
             if op.output not in patch.fragment.outputs:
-                names[op.output] = self.fresh(f"{op.owner or patch.site}/{op.output}")
+                names[op.output] = self.fresh(f"{op.owner or place.site}/{op.output}")
                 tensors[op.output] = gs.Variable(names[op.output])
-            made.append(self._make(op, patch, names, tensors))
-        self._new[patch.place] = made
-        self._drop_unread(constants)
+            made.append(self._make(op, patch, place, names, tensors))
+        self._new[place.position] = made
         return names
 
-    def _make(self, op: Any, patch: Patch, names: dict[str, str], tensors: dict[str, Any]) -> onnx.NodeProto:
-        owner = op.owner or patch.site
+    def _make(
+        self, op: Op, patch: Patch, place: Place, names: dict[str, str], tensors: dict[str, Any]
+    ) -> onnx.NodeProto:
+        owner = op.owner or place.site
         name = self.fresh(f"{owner}/{op.name}") if op.name else owner
         node = gs.Node(op.op, name, inputs=[tensors[i] for i in op.inputs], outputs=[tensors[op.output]])
         self._surgeon.nodes.append(node)
-        self._position[id(node)] = patch.place
+        self._position[id(node)] = place.position
         proto = helper.make_node(op.op, [names[i] for i in op.inputs], [names[op.output]], name=name, **op.attributes)
         if hasattr(proto, "metadata_props"):
-            for old in self.protos[patch.nodes[0]].metadata_props:
+            for old in self.protos[place.nodes[0]].metadata_props:
                 if not old.key.startswith("onnx_lowrank."):
                     proto.metadata_props.add(key=old.key, value=old.value)
             if self._provenance:
                 proto.metadata_props.add(key="onnx_lowrank.pass", value=patch.made_by)
-                proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else patch.site)
+                proto.metadata_props.add(key="onnx_lowrank.site", value=owner if owner in patch.also else place.site)
         return proto
 
     def _check(self, patch: Patch) -> None:
-        where = f"{patch.made_by} at {patch.site}"
-        if any(p in self._removed for p in patch.nodes):
-            raise PassError(f"{where}: its node was already replaced")
-        for name in (patch.x, *patch.outputs):
-            if name not in self._tensors:
-                raise PassError(f"{where}: tensor '{name}' does not exist")
-        inner = {name for p in patch.nodes for name in self.protos[p].output if name} - set(patch.outputs)
-        for name in inner:
-            if name in self.outputs or any(reader not in patch.nodes for reader in self.readers(name)):
-                raise PassError(f"{where}: tensor '{name}' between its nodes is read elsewhere")
+        where, taken = f"{patch.made_by} at {patch.site}", set(self._removed)
+        for place in patch.places:
+            if not taken.isdisjoint(place.nodes):
+                raise PassError(f"{where}: its node was already replaced")
+            taken.update(place.nodes)
+            for name in (place.x, *place.outputs):
+                if name not in self._tensors:
+                    raise PassError(f"{where}: tensor '{name}' does not exist")
+            inner = {name for p in place.nodes for name in self.protos[p].output if name} - set(place.outputs)
+            for name in inner:
+                if name in self.outputs or any(reader not in place.nodes for reader in self.readers(name)):
+                    raise PassError(f"{where}: tensor '{name}' between its nodes is read elsewhere")
         known = {X, *patch.fragment.constants}
         for op in patch.fragment.ops:
             if not known.issuperset(op.inputs) or op.output in known:
                 raise PassError(f"{where}: node '{op.name}' of the fragment is not sorted or not single-assigned")
             known.add(op.output)
-        if len(patch.fragment.outputs) != len(patch.outputs) or not known.issuperset(patch.fragment.outputs):
+        outputs = patch.fragment.outputs
+        if not known.issuperset(outputs) or any(len(outputs) != len(place.outputs) for place in patch.places):
             raise PassError(f"{where}: the fragment does not produce its output")
 
     def _detach(self, position: int) -> None:
@@ -226,17 +284,6 @@ class Graph:
             if position not in self._removed:
                 yield proto
             yield from self._new.get(position, ())
-
-
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    graph = onnx.GraphProto(name="skeleton")
-    for node in model.graph.node:
-        captured = [name for body in subgraphs(node) for name in outer_reads(body).elements()]
-        graph.node.add(op_type=node.op_type, name=node.name, input=[*node.input, *captured], output=node.output)
-    graph.initializer.extend(onnx.TensorProto(name=t.name, data_type=1, dims=[0]) for t in model.graph.initializer)
-    graph.input.extend(onnx.ValueInfoProto(name=i.name) for i in model.graph.input)
-    graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
-    return onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)], graph=graph)
 
 
 def _remove_by_identity(nodes: Any, node: Any) -> None:

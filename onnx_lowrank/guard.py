@@ -57,7 +57,8 @@ def attributed(graph: Graph, rewritten: Sequence[Site], before: Profile, after: 
     blamed = [name for name, around in near.items() if any(node in around for _, node in gone)]
     if not blamed:
         return Losses(gone)
-    own = {label for site in rewritten for position in site.nodes for label in _labels(graph, position)} | set(near)
+    positions = (position for site in rewritten for place in site.places for position in place.nodes)
+    own = {label for position in positions for label in _labels(graph, position)} | set(near)
     old, new = before.by_owner(), after.by_owner()
     bare = {name for name in new if name in before.own and name not in old} | {node for _, node in gone}
     extra = sum(new.get(name, (0.0, []))[0] - old.get(name, (0.0, []))[0] for name in bare - own)
@@ -65,9 +66,9 @@ def attributed(graph: Graph, rewritten: Sequence[Site], before: Profile, after: 
 
 
 def _around(graph: Graph, site: Site) -> set[str]:
-    """Names of the nodes of a site, and of those a few steps before and behind it."""
-    found = {label for position in site.nodes for label in _labels(graph, position)}
-    tensors_on, tensors_back = [site.y], [site.x]
+    """Names of the nodes of a site, in all its places, and of those a few steps before and behind them."""
+    found = {label for place in site.places for position in place.nodes for label in _labels(graph, position)}
+    tensors_on, tensors_back = [place.y for place in site.places], [place.x for place in site.places]
     for _ in range(_REACH + 1):
         readers = [p for tensor in tensors_on for p in graph.readers(tensor)]
         makers = [p for p in map(graph.producer, tensors_back) if p is not None]

@@ -37,10 +37,10 @@ def dense_times(loaded: Loaded, settings: Settings, lowering: Lowering | None = 
 def tails(loaded: Loaded) -> dict[str, str]:
     """Sites by the tensors that may leave them when the runtime fuses what follows: activation, residual Add."""
     graph, found = loaded.graph, {}
-    for site in loaded.sites:
-        tensor = site.y
+    for place, name in ((place, site.name) for site in loaded.sites for place in site.places):
+        tensor = place.y
         for _ in range(3):
-            found[tensor] = site.name
+            found[tensor] = name
             readers = graph.readers(tensor)
             if len(readers) != 1 or graph.protos[readers[0]].op_type not in _FUSED:
                 break
@@ -49,7 +49,7 @@ def tails(loaded: Loaded) -> dict[str, str]:
 
 
 def by_site(times: Mapping[str, float], sites: Sequence[Site], ends: Mapping[str, str]) -> dict[str, float]:
-    """Sum of the times of a site's nodes.
+    """Sum of the times of a site's nodes, in all its places.
 
     The runtime keeps names when it fuses, so that they start with `SITE/`; only convolutions in its blocked layout
     are called after the tensor that leaves them (`TENSOR_nchwc`).
@@ -58,10 +58,10 @@ def by_site(times: Mapping[str, float], sites: Sequence[Site], ends: Mapping[str
         ends: sites by the tensors that may leave them.
     """
     found: dict[str, float] = {}
-    names = {site.name for site in sites}
+    names = {place.name: site.name for site in sites for place in site.places}
     for node, ms in times.items():
         owner = ends.get(node.removesuffix("_nchwc")) if node.endswith("_nchwc") else None
-        owner = owner or next((name for name in _prefixes(node) if name in names), None)
+        owner = owner or next((names[name] for name in _prefixes(node) if name in names), None)
         if owner is not None:
             found[owner] = found.get(owner, 0.0) + ms
     return found

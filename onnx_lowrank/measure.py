@@ -16,6 +16,7 @@ import onnx
 from onnx_lowrank import sessions, timing
 from onnx_lowrank.binding import Bound
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.protos import subgraphs
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.streams import throughput
@@ -220,10 +221,14 @@ def no_change() -> Ratio:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Number of constants of the main graph (initializers and Constant nodes): floats, and arrays of 8 bits."""
+    """Number of constants (initializers and Constant nodes, in bodies too): floats, and arrays of 8 bits."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-    tensors = list(model.graph.initializer)
-    tensors += [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    tensors, graphs = [], [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        tensors += graph.initializer
+        tensors += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+        graphs += [body for node in graph.node for body in subgraphs(node)]
     bytes_ = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     counted = (t for t in tensors if t.data_type in floats or (t.data_type in bytes_ and len(t.dims) > 1))
     return sum(math.prod(t.dims) for t in counted)

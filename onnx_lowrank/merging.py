@@ -89,7 +89,8 @@ def _wanted(
     known: Read, settings: Settings, allowed: Callable[[Site, Runs], bool], planned: Sequence[Pair] | None
 ) -> list[Merge]:
     """The pairs that are to be multiplied next."""
-    sites = [site for site in known.found.sites if allowed(site, known.runs)]
+    alone = [site for site in known.found.sites if not site.twins]  # a product would keep the weight of the others
+    sites = [site for site in alone if allowed(site, known.runs)]
     sites = [seen(site, known.runs) for site in sites]
     macs = {site.name: measure.multiply_adds({site.nodes[0]: known.runs[0][site.nodes[0]]}) for site in sites}
     found = [one for one in merges(known.graph, sites, macs) if isinstance(one, Merge)]
@@ -102,9 +103,12 @@ def _wanted(
 
 
 def seen(site: Site, runs: Runs) -> Site:
-    """A site with the input shapes of the runs."""
+    """A site with the input shapes of the runs, and its twins with theirs."""
     which = 1 if site.geometry.side == "left" else 0
-    return site.seen(tuple(run[site.nodes[0]].input_shapes[which] for run in runs))
+    first, *twins = (
+        place.seen(tuple(run[place.nodes[0]].input_shapes[which] for run in runs)) for place in site.places
+    )
+    return dataclasses.replace(first, twins=tuple(twins))
 
 
 def _is_faster(one: Merge, table: LatencyTable) -> bool:

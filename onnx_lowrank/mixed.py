@@ -22,8 +22,9 @@ from onnx_lowrank.sites import Geometry, Site, Why
 def timed_choices(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times; losses are not known yet."""
     floats = set(run.lowering.scheme.exclude) if run.lowering else set()
-    inside = [site for site in run.loaded.sites if site.name not in floats]
-    outside = [site for site in run.loaded.sites if site.name in floats]
+    outside = [site for site in run.loaded.sites if not floats.isdisjoint(place.name for place in site.places)]
+    left = {site.name for site in outside}
+    inside = [site for site in run.loaded.sites if site.name not in left]
     found = {choice.dense.node: choice for choice in _timed(run, inside, run.table)}
     if run.lowering is not None and run.lowering.scheme.precision == "int8":
         geometries = {site.name: site.geometry for site in inside}
@@ -45,8 +46,7 @@ def _timed(run: Run, sites: Sequence[Site], table: LatencyTable) -> list[Choices
 
 def _untimed(site: Site) -> Choices:
     """A site that stays in float where only times of the precision are given."""
-    g = site.geometry
-    return Choices(Decision(site.name, g.op, (g.outputs, g.inputs)).keep(Why.IN_FLOAT), ())
+    return Choices(Decision.of(site).keep(Why.IN_FLOAT), ())
 
 
 def _noisy(choice: Choices, fit: Fit, geometry: Geometry) -> Choices:

@@ -42,12 +42,17 @@ def sampled(x: npt.NDArray[Any], geometry: Geometry, count: int, rng: np.random.
 
 def positions(shape: tuple[int, ...], geometry: Geometry, count: int, rng: np.random.Generator) -> Index:
     """Random output positions (batch, one for each spatial axis) of a convolution of such an input, ascending."""
-    padded = [size + sum(pad) for size, pad in zip(shape[2:], padding(geometry, shape[2:]), strict=True)]
-    axes = zip(padded, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
-    sizes = (shape[0], *((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in axes))
+    sizes = output_sizes(shape, geometry)
     total = math.prod(sizes)
     chosen = np.sort(rng.choice(total, min(count, total), replace=False))
     return np.stack(np.unravel_index(chosen, sizes), axis=1)
+
+
+def output_sizes(shape: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """Batch and size of each spatial axis of what a convolution makes of such an input."""
+    padded = [size + sum(pad) for size, pad in zip(shape[2:], padding(geometry, shape[2:]), strict=True)]
+    axes = zip(padded, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    return shape[0], *((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in axes)
 
 
 def unfolded(x: npt.NDArray[Any], geometry: Geometry, where: Index) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.scheme import Scheme
-from onnx_lowrank.sites import Why
+from onnx_lowrank.sites import Site, Why
 
 SCHEMA = 3
 
@@ -24,6 +24,7 @@ class Decision:
     `sharers` are the sites that share a first factor (kind `shared`, all of one rank), this one among them.
     `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
     what it was estimated to cost the model's outputs.
+    `tied` are the other nodes that read the same weight: they become the same, and all figures are of all of them.
     """
 
     node: str
@@ -39,10 +40,17 @@ class Decision:
     partner: str | None = None
     inner: int = 0
     sharers: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, site: Site, ms: float | None = None) -> Decision:
+        """No decision yet about a site, whose dense weight takes some milliseconds."""
+        g = site.geometry
+        return cls(site.name, g.op, (g.outputs, g.inputs), ms_before=ms, tied=tuple(t.name for t in site.twins))
 
     def keep(self, why: Why) -> Decision:
         """The same site, kept dense for a reason."""
-        dense = Decision(self.node, self.op, self.shape, why=why, ms_before=self.ms_before)
+        dense = Decision(self.node, self.op, self.shape, why=why, ms_before=self.ms_before, tied=self.tied)
         return dataclasses.replace(dense, ms_after=self.ms_before)
 
 
@@ -171,5 +179,5 @@ def _decision(row: dict[str, Any]) -> Decision:
     kind, rank = row["kind"], row["rank"]
     if (kind is None) != (rank is None) or (rank is not None and (not isinstance(rank, int) or rank < 1)):
         raise ValueError(f"kind {kind!r} and rank {rank!r} of node {row['node']!r} do not go together")
-    sharers = tuple(str(node) for node in row.get("sharers", ()))
-    return Decision(**{**row, "why": why, "shape": tuple(row["shape"]), "sharers": sharers})
+    names = {field: tuple(str(node) for node in row.get(field, ())) for field in ("sharers", "tied")}
+    return Decision(**{**row, "why": why, "shape": tuple(row["shape"]), **names})

@@ -227,8 +227,9 @@ def _fast_enough(run: Run, plans: Plans, speedup: float) -> Decisions | None:
 def _sized(run: Run, choices: Sequence[Choices]) -> Decisions | None:
     """The least loss at a fraction of the weights; the smallest plan, with a warning, when that is too small."""
     assert run.settings.size is not None
-    total = measure.parameters(run.loaded.file.model)
-    elsewhere = total - sum(c.weights for c in choices)
+    opening = run.loaded.opening
+    total, now = (measure.parameters(model) for model in (opening.original, opening.closed(run.loaded.file.model)))
+    elsewhere = now - sum(c.weights for c in choices)  # neighbours that are merged already count as what they are now
     limit = run.settings.size * total - elsewhere
     found = settle(choices, least="loss", limited="weights", limit=limit) if limit > 0 else None
     if found is None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
+from onnx_lowrank.branches import BORDER, Opening, candidates
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.chains import disjoint_chains
+from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.families import families
@@ -22,7 +23,7 @@ from onnx_lowrank.fused import open_fused
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
-from onnx_lowrank.merging import Merged, Pair, Runs, merged, read, seen
+from onnx_lowrank.merging import Merged, Pair, merged, read
 from onnx_lowrank.moments import MOST
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.narrowing import fits_in, narrow_fits
@@ -31,6 +32,7 @@ from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.projecting import projections
 from onnx_lowrank.projection import Projection
+from onnx_lowrank.reached import left_out, reachable, same_shape
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.separable import Separable
 from onnx_lowrank.settings import Settings
@@ -45,6 +47,7 @@ Progress = Callable[[str, int, int], None]
 class Loaded:
     """A model that runs on its data: sites with shapes, everything else with a reason.
 
+    `file` holds the model with the branches of `opening` opened; what is built of it is to be closed again.
     `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs. `metrics` tell
     which errors of a site's output matter to the sites that read it, where only sites do. `merged` are neighbours
     that became one node: `file.model` has the products.
@@ -60,6 +63,7 @@ class Loaded:
     runs: tuple[Mapping[int, NodeRun], ...]
     sites: tuple[Site, ...]
     kept: tuple[Keep, ...]
+    opening: Opening
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     merged: tuple[Merged, ...] = ()
 
@@ -77,22 +81,43 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: 
     file = read_model(path)
     if settings.inline_functions:
         file = inlined(file)
-    file = open_fused(file)
-    session = Session(file.path, provider=settings.provider, threads=settings.threads)
-    source, feeds = open_inputs(session, data, settings)
+    source, feeds = _tried(file, data, settings)
     calibration, held_out, shared = split(source)
-    _try(session, source)
+    opening = _opening(file, source, feeds, settings)
+    file = open_fused(dataclasses.replace(file, model=opening.flat))
     known, done = merged(
-        read(file, feeds), feeds, settings, lambda site, runs: _left_out(site, runs, settings) is None, merges
+        read(file, feeds), feeds, settings, lambda site, runs: left_out(site, runs, settings) is None, merges
     )
     file, graph, runs, found = known.file, known.graph, known.runs, known.found
-    sites, dropped = _reachable(found.sites, runs, settings)
+    sites, dropped = reachable(found.sites, runs, settings)
+    inside = opening.inside()
     sites = tuple(
-        site if _same_shape(graph, runs[0], site) else dataclasses.replace(site, joins=None) for site in sites
+        dataclasses.replace(
+            site, joins=site.joins if same_shape(graph, runs[0], site) else None, branch=inside.get(site.y, "")
+        )
+        for site in sites
     )
+    kept = [keep for keep in found.kept if not keep.node.startswith(BORDER)]
+    kept += [Keep(node.name, node.op_type, Why.NOT_EXECUTED) for node in opening.untaken()]
     progress("read", 1, 1)
-    kept = (*found.kept, *dropped)
-    return Loaded(file, graph, source, calibration, held_out, shared, feeds, runs, sites, kept, merged=done)
+    return Loaded(
+        file, graph, source, calibration, held_out, shared, feeds, runs, sites, (*kept, *dropped), opening, merged=done
+    )
+
+
+def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: Settings) -> Opening:
+    """Branches that all samples take, opened; none where a precision is made, whose converters rewrite every node."""
+    if settings.precision not in (None, "fp32") or not candidates(file.model):
+        return Opening((file.model,))
+    return always_taken(file.model, file.folder, (source, feeds), settings.provider)
+
+
+def _tried(file: ModelFile, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:
+    """What `open_inputs` gives, once the first sample has run; the session is gone before others are opened."""
+    session = Session(file.path, provider=settings.provider, threads=settings.threads)
+    source, feeds = open_inputs(session, data, settings)
+    _try(session, source)
+    return source, feeds
 
 
 def _try(session: Session, source: Source) -> None:
@@ -132,34 +157,6 @@ def _timing_feeds(specs: Sequence[InputSpec], settings: Settings, first: Feed) -
     return tuple(next(synthetic.samples(specs, size, settings.seed)) for size in sizes)
 
 
-def _reachable(sites: tuple[Site, ...], runs: Runs, settings: Settings) -> tuple[tuple[Site, ...], tuple[Keep, ...]]:
-    """The sites that are asked for and were executed, with their input shapes."""
-    kept, left = [], []
-    for site in sites:
-        why = _left_out(site, runs, settings)
-        if why is not None:
-            left.append(Keep(site.name, site.geometry.op, why))
-            continue
-        kept.append(seen(site, runs))
-    return tuple(kept), tuple(left)
-
-
-def _same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
-    """Whether the residual sum that a site's output enters has the shape of that output: nothing was broadcast."""
-    position = graph.producer(site.joins[0]) if site.joins else None
-    return position is None or run[position].output_shapes == run[site.nodes[-1]].output_shapes
-
-
-def _left_out(site: Site, runs: Runs, settings: Settings) -> Why | None:
-    matches = [fnmatch.fnmatchcase(site.name, pattern) for pattern in settings.include]
-    if (settings.include and not any(matches)) or any(fnmatch.fnmatchcase(site.name, p) for p in settings.exclude):
-        return Why.EXCLUDED
-    for run in (found.get(site.nodes[0]) for found in runs):
-        if run is None or any(math.prod(shape) == 0 for shape in run.output_shapes):
-            return Why.NOT_EXECUTED
-    return None
-
-
 def calibrate(
     loaded: Loaded, settings: Settings, progress: Progress, decided: Mapping[str, Sequence[str]] | None = None
 ) -> Fits:
@@ -171,9 +168,9 @@ def calibrate(
     sites = tuple(site for site in loaded.sites if decided is None or site.name in decided)
 
     def bytes_of(site: Site) -> int:
-        run = loaded.runs[0][site.nodes[0]]
-        shapes = run.input_shapes if site.tap == "input" else run.output_shapes
-        return 4 * max(math.prod(shape) for shape in shapes)
+        runs = [loaded.runs[0][place.nodes[0]] for place in site.places]
+        shapes = [run.input_shapes if site.tap == "input" else run.output_shapes for run in runs]
+        return sum(4 * max(math.prod(shape) for shape in given) for given in shapes)
 
     moments = collect(
         loaded.file.model,
@@ -191,7 +188,7 @@ def calibrate(
     fits: dict[str, Fit] = {}
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
-        fit = factorize(site, moments[(site.tensor, site.channel_axis)], loaded.metrics.get(site.name))
+        fit = factorize(site, moments[site.taps], loaded.metrics.get(site.name))
         name = site.name
         nested = separated.get(name, {})
         evidence = fit.evidence

@@ -130,3 +130,15 @@ def evaluated(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]
         with np.errstate(over="ignore", invalid="ignore"):
             return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
     return value
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes without attributes, constants without data, bodies as the outer tensors that they read."""
+    graph = onnx.GraphProto(name="skeleton")
+    for node in model.graph.node:
+        captured = [name for body in subgraphs(node) for name in outer_reads(body).elements()]
+        graph.node.add(op_type=node.op_type, name=node.name, input=[*node.input, *captured], output=node.output)
+    graph.initializer.extend(onnx.TensorProto(name=t.name, data_type=1, dims=[0]) for t in model.graph.initializer)
+    graph.input.extend(onnx.ValueInfoProto(name=i.name) for i in model.graph.input)
+    graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
+    return onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)], graph=graph)

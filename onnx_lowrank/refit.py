@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 
 from onnx_lowrank import measure
 from onnx_lowrank.calibration import Fit, Fits, blaming
 from onnx_lowrank.chains import disjoint_chains
+from onnx_lowrank.families import common
 from onnx_lowrank.fragment import Size, split_width
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.grouping import grouped
@@ -85,16 +86,15 @@ def groups(sites: Sequence[Site], decisions: Sequence[Decision], passes: int) ->
 
 def _units(sites: Sequence[Site], sharing: Collection[str]) -> list[Group]:
     """The sites one by one, those that share a factor together: the prefix has all of them or none."""
-    units: dict[tuple[bool, str], list[Site]] = {}
+    units: dict[Hashable, list[Site]] = {}
     for site in sites:
-        shares = site.name in sharing
-        units.setdefault((shares, site.x if shares else site.name), []).append(site)
+        units.setdefault(common(site) if site.name in sharing else site.name, []).append(site)
     return [tuple(unit) for unit in units.values()]
 
 
 def _usable(site: Site) -> bool:
     g = site.geometry
-    return g.inputs <= MOST and g.groups == 1 and g.op != "ConvTranspose"
+    return g.inputs <= MOST and g.groups == 1 and g.op != "ConvTranspose" and not site.twins
 
 
 def refit(

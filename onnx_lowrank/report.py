@@ -153,7 +153,7 @@ def _site(decision: Decision) -> dict[str, Any]:
     row = dataclasses.asdict(decision)
     why = row.pop("why")
     row["reason"] = why.value if why else None
-    row["shape"] = list(decision.shape)
+    row["shape"], row["tied"] = list(decision.shape), list(decision.tied)
     return row
 
 

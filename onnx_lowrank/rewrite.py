@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -10,11 +10,11 @@ import onnx
 from onnx_lowrank.calibration import Fits, factors, narrow_fit, shared_fit
 from onnx_lowrank.chains import Chain, chain_after
 from onnx_lowrank.errors import PassError, SettingsError
-from onnx_lowrank.families import Apart, Family, family_of, sets
+from onnx_lowrank.families import Apart, Family, common, family_of, sets
 from onnx_lowrank.files import ModelFile
-from onnx_lowrank.fragment import size_text
+from onnx_lowrank.fragment import Fragment, size_text
 from onnx_lowrank.fused import close_fused
-from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.graph import Graph, Patch, Place
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.nystrom import NYSTROM, narrow_layer, narrow_positions
@@ -38,11 +38,11 @@ def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence
             continue
         site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
         fragment = kind.build(site.geometry, *factors(site, fit, kind, decision.rank, decision.inner))
-        yield Patch(site.name, site.nodes, site.x, site.y, fragment, kind.name)
+        yield patch_of(site, fragment, kind.name)
 
 
 def _narrow_patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
-    by_name, at = {site.name: site for site in sites}, {site.nodes[0]: site for site in sites}
+    by_name, at = {site.name: site for site in sites}, {site.nodes[0]: site for site in sites if not site.twins}
     widths = {d.node: d.rank or 0 for d in decisions}
     read = {name: fits[name].narrow for name in widths if name in fits}
     pairs = {name: narrow.producer for name, narrow in read.items() if narrow is not None}
@@ -73,13 +73,13 @@ def narrow_patch(chain: Chain, fits: Fits, width: int) -> Patch:
 
 
 def _shared_patches(sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
-    """One for every tensor: what shares a factor among its readers, one set at most, is told by the kind alone."""
+    """One for every family: which of its sites share a factor, one set at most, is told by the kind alone."""
     ranks = {d.node: d.rank or 0 for d in decisions}
-    reading: dict[str, list[Site]] = {}
+    found: dict[Hashable, list[Site]] = {}
     for site in sites:
         if site.name in ranks:
-            reading.setdefault(site.x, []).append(site)
-    for members in reading.values():
+            found.setdefault(common(site), []).append(site)
+    for members in found.values():
         names = tuple(site.name for site in members)
         if names not in fits[names[0]].shared or len({ranks[name] for name in names}) > 1:
             raise PassError(f"{SHARED} at {names[0]}: the sites that were fitted together were not decided together")
@@ -100,10 +100,16 @@ def shared_patch(members: Family, fits: Fits, rank: int) -> Patch:
     return Patch(first.name, nodes, first.x, first.y, fragment, SHARED, also, tensors)
 
 
+def patch_of(site: Site, fragment: Fragment, made_by: str) -> Patch:
+    """A fragment in the place of a site and of its twins."""
+    twins = tuple(Place(twin.name, twin.nodes, twin.x, twin.y) for twin in site.twins)
+    return Patch(site.name, site.nodes, site.x, site.y, fragment, made_by, twins=twins)
+
+
 def dense_patch(site: Site, made_by: str) -> Patch:
     """A site written as its own operator, so that its constants and nodes get names that are known."""
     fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
-    return Patch(site.name, site.nodes, site.x, site.y, fragment, made_by)
+    return patch_of(site, fragment, made_by)
 
 
 def rewritten(
@@ -139,6 +145,7 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
     shapes = {site.name: (site.geometry.op, (site.geometry.outputs, site.geometry.inputs)) for site in sites}
     kinds = {kind.name: kind for kind in KINDS}
     geometry = {site.name: site.geometry for site in sites}
+    twins = {site.name: tuple(twin.name for twin in site.twins) for site in sites}
     for decision in decisions:
         if decision.kind is None or decision.rank is None:
             continue
@@ -149,6 +156,11 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
             wanted = f"{decision.op} {decision.shape[0]}×{decision.shape[1]}"
             raise SettingsError(
                 f"node '{decision.node}' is {shape[0]} {shape[1][0]}×{shape[1][1]} here, but {wanted} in the plan"
+            )
+        if decision.tied != twins[decision.node]:
+            tied, planned = (", ".join(names) or "none" for names in (twins[decision.node], decision.tied))
+            raise SettingsError(
+                f"the weight of node '{decision.node}' is shared with {tied} here, but with {planned} in the plan"
             )
         if decision.kind == NYSTROM:
             _check_pair(decision, decisions)

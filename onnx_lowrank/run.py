@@ -74,7 +74,8 @@ class Run:
 
     def build(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in its own precision."""
-        return rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions, provenance=provenance)
+        made = rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions, provenance=provenance)
+        return self.loaded.opening.closed(made)
 
     def deployed(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in the precision that will be deployed."""
@@ -116,12 +117,12 @@ def start(
     dtypes = {site.geometry.dtype for site in loaded.sites}
     precision = check_precision(loaded.file.model, settings.precision, dtypes, loaded.file.bytes)
     table = None if precision else latency_table(settings)
-    original = Session(path, provider=settings.provider, threads=0)
-    counter = new_loss(settings.metric, original.output_names, settings.output_weights)
+    names = [output.name for output in loaded.file.model.graph.output]
+    counter = new_loss(settings.metric, names, settings.output_weights)
     stages = _stages(loaded, settings)
     metrics, fits = stages.recall("fits", lambda: _calibrated(loaded, settings, clock, rewritten_sites, decided))
     loaded = dataclasses.replace(loaded, metrics=metrics)
-    references = _references(original, loaded, counter, clock)
+    references = _references(loaded, settings, counter, clock)
     lower = functools.partial(choose_lowering, loaded, settings, references, precision, _stage(clock))
     lowering, ways = _lowering(lower, plan.scheme if plan else None, stages if precision else Stages(None, ""))
     table = table or latency_table(settings, lowering)
@@ -159,8 +160,9 @@ def _calibrated(
     return weighed.metrics, calibrate(weighed, settings, clock, decided)
 
 
-def _references(original: Session, loaded: Loaded, counter: NewLoss, clock: Clock) -> References:
+def _references(loaded: Loaded, settings: Settings, counter: NewLoss, clock: Clock) -> References:
     clock("reference", 0, 1)
+    original = Session(loaded.file.path, provider=settings.provider, threads=0)  # gone before the next one is opened
     found = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
     return found

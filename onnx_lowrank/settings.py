@@ -194,7 +194,8 @@ class Settings:
         for name in table:
             if name not in names:
                 raise SettingsError(f"no setting is called '{name}'{suggestion(name, names)}")
-        return cls(**table)
+        paths = {name: Path(table[name]) for name in ("cache", "resume") if isinstance(table.get(name), str)}
+        return cls(**{**table, **paths})
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg import Array
 
+Tap = tuple[str, int | tuple[int, ...]]
+"""A tensor and the axis of its channels."""
+
 
 class Why(enum.Enum):
     """Why a node keeps its weight: a closed list, counted in the report, each proven reachable by a test."""
@@ -22,7 +25,7 @@ class Why(enum.Enum):
     BATCHED = "its weight is a batch of matrices"
     VECTOR = "its weight is a vector"
     GROUPED = "a depthwise convolution, or one whose groups have one channel"
-    SHARED = "its weight feeds other nodes too"
+    SHARED = "its weight also feeds a node that reads it in another way"
     OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
     IS_OUTPUT = "its weight is a graph output"
     QUANTIZED = "its weight carries quantization annotations"
@@ -34,7 +37,7 @@ class Why(enum.Enum):
     BIAS = "its bias is not a constant vector over the output channels"
     OPSET = "its operator set is older than 7"
     MALFORMED = "its inputs or attributes are not those of its operator"
-    SUBGRAPH = "inside the body of If, Loop or Scan"
+    SUBGRAPH = "inside the body of a Loop or Scan, or of an If that is not opened"
     FUNCTION = "inside a model-local function (--inline-functions opens it)"
     EXCLUDED = "left out by --include or --exclude"
     NOT_EXECUTED = "never executed by the calibration data"
@@ -142,6 +145,9 @@ class Site:
         nodes: positions in the graph of the nodes that the site stands for (itself, an absorbed bias or norm).
         x_shapes: shapes of x, one for every set of input shapes that is timed.
         joins: where an Add of another computed tensor alone reads y, a residual sum: its output and that tensor.
+        branch: the If, by its first output, in whose opened branch the site stands; empty in the main graph.
+        twins: the other nodes that read the same weight in the same way, each as a site without twins. There is one
+            decision for all, and one set of factors that all of them read.
     """
 
     name: str
@@ -153,11 +159,19 @@ class Site:
     nodes: tuple[int, ...]
     x_shapes: tuple[tuple[int, ...], ...] = ()
     joins: tuple[str, str] | None = None
+    branch: str = ""
+    twins: tuple[Site, ...] = ()
+
+    @property
+    def places(self) -> tuple[Site, ...]:
+        """The site and its twins: every node that reads the weight."""
+        return (self, *self.twins)
 
     @property
     def geometries(self) -> tuple[Geometry, ...]:
-        """The geometry at every timed shape."""
-        return tuple(dataclasses.replace(self.geometry, x_shape=shape) for shape in self.x_shapes)
+        """The geometry at every timed shape, of every place."""
+        shapes = [shape for place in self.places for shape in place.x_shapes]
+        return tuple(dataclasses.replace(self.geometry, x_shape=shape) for shape in shapes)
 
     @property
     def centred(self) -> bool:
@@ -190,6 +204,11 @@ class Site:
         if g.side == "left":
             return -1 if len(g.x_shape) == 1 else -2
         return 0 if g.trans_a and self.tap == "input" else -1
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """What moments are taken of: the tensor of every place, and the axis of its channels."""
+        return tuple((place.tensor, self.channel_axis) for place in self.places)
 
     @property
     def bias_vector(self) -> Array:

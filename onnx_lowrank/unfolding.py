@@ -14,7 +14,7 @@ from onnx_lowrank.calibration import blaming
 from onnx_lowrank.fragment import Split, split_width
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric
-from onnx_lowrank.patches import PER_DIMENSION, sampled
+from onnx_lowrank.patches import PER_DIMENSION, output_sizes, sampled
 from onnx_lowrank.regression import JointMoments
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable, separable
@@ -72,14 +72,18 @@ def _collected(
     provider: str,
     seed: int,
 ) -> dict[str, JointMoments]:
-    names = list(dict.fromkeys(site.x for site in group))
+    names = list(dict.fromkeys(place.x for site in group for place in site.places))
     session = Session(with_outputs(model, names), provider=provider, threads=0, folder=folder)
     moments = {site.name: JointMoments(site.geometry.inputs) for site in group}
     rngs = {site.name: np.random.default_rng([seed, zlib.crc32(site.name.encode())]) for site in group}
     for sample in samples:
         tensors = dict(zip(names, session.run(sample, names), strict=True))
         for site in group:
-            wanted = math.ceil(PER_DIMENSION * site.geometry.inputs / count)
-            with blaming(site.x):
-                moments[site.name].add(sampled(tensors[site.x], site.geometry, max(wanted, 16), rngs[site.name]))
+            geometry, rng = site.geometry, rngs[site.name]
+            wanted = max(math.ceil(PER_DIMENSION * geometry.inputs / count), 16)
+            made = [math.prod(output_sizes(tensors[place.x].shape, geometry)) for place in site.places]
+            for place, positions in zip(site.places, made, strict=True):
+                share = -(-wanted * positions // sum(made))  # by the positions that each has
+                with blaming(place.x):
+                    moments[site.name].add(sampled(tensors[place.x], geometry, share, rng))
     return moments

@@ -20,6 +20,17 @@ def all_finite(array: npt.NDArray[Any]) -> bool:
         release(array)
 
 
+def same_values(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two arrays have the same shape, type and finite entries."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    try:
+        return all(np.array_equal(a, b) for a, b in zip(_blocks(one), _blocks(other), strict=True))
+    finally:
+        release(one)
+        release(other)
+
+
 def release(array: npt.NDArray[Any]) -> None:
     """Give back the memory of a mapped file; its entries are read again when they are asked for."""
     base: Any = array

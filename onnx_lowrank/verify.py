@@ -132,21 +132,16 @@ def race_files(
 
 def facts(file: ModelFile, loaded: Loaded, path: Path | None = None) -> ModelFacts:
     """Bytes, parameters and multiply-adds of a file, as it is on disk."""
-    if file is loaded.file and loaded.merged:
-        file = original(loaded)
-    runs = loaded.runs[0] if file is loaded.file else profile(file.model, loaded.feeds[0], folder=file.folder)
+    model, runs = loaded.opening.original if file is loaded.file else file.model, loaded.runs[0]
+    if file is not loaded.file or loaded.merged:
+        runs = profile(loaded.opening.of(model).flat, loaded.feeds[0], folder=file.folder)
     return ModelFacts(
         path=str(path or file.path),
         sha256=file.sha256,
         bytes=file.bytes,
-        parameters=measure.parameters(file.model),
+        parameters=measure.parameters(model),
         macs=measure.multiply_adds(dict(runs)),
     )
-
-
-def original(loaded: Loaded) -> ModelFile:
-    """The file as it is on disk: no neighbours are merged."""
-    return read_model(loaded.file.path) if loaded.merged else loaded.file
 
 
 def facts_of(staged: Path, loaded: Loaded, out: Path) -> ModelFacts:

@@ -17,9 +17,13 @@ from onnx_lowrank.sites import Site
 
 
 def with_metrics(loaded: Loaded, settings: Settings, names: Collection[str] | None = None) -> Loaded:
-    """The same, with the metrics of the sites' outputs (of the named ones only, where names are given)."""
-    at = {site.nodes[0]: site for site in loaded.sites}
-    wanted = [site for site in loaded.sites if names is None or site.name in names]
+    """The same, with the metrics of the sites' outputs (of the named ones only, where names are given).
+
+    A site with twins has none: what reads one place need not be what reads another.
+    """
+    at = {place.nodes[0]: place for site in loaded.sites for place in site.places}
+    alone = [site for site in loaded.sites if not site.twins]
+    wanted = [site for site in alone if names is None or site.name in names]
     found = [(site, readers(loaded.graph, site, at)) for site in wanted]
     metrics = output_metrics(
         loaded.file.model,
@@ -38,7 +42,7 @@ def _head_metrics(loaded: Loaded, settings: Settings, wanted: Sequence[Site]) ->
     names = {site.name for site in wanted}
     found = [
         one
-        for one in attentions(loaded.graph, loaded.sites)
+        for one in attentions(loaded.graph, [site for site in loaded.sites if not site.twins])
         if any(site is not None and site.name in names for site in (one.query, one.key, one.value))
     ]
     shapes = loaded.runs[0]

@@ -15,12 +15,14 @@ from __future__ import annotations
 from onnx_lowrank.fragment import Fragment, Kind, Op, Shapes, X, Y, stored
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.spatial import along, separable_full, two_axes
+from onnx_lowrank.scales import levelled_in_turn
 from onnx_lowrank.sites import Geometry
 
 
 def vertical_horizontal_pointwise(geometry: Geometry, first: Array, core: Array, last: Array, bias: Array) -> Fragment:
     """`last` N×r after `core` r×(s·kw) after `first` s×(C·kh), plus bias N."""
     (kh, kw), inner, rank = geometry.kernel, len(first), len(core)
+    first, core, last = levelled_in_turn(first, core, last)
     constants = {
         "down.weight": stored(first.reshape(inner, geometry.channels, kh, 1), geometry),
         "core.weight": stored(core.reshape(rank, inner, 1, kw), geometry),

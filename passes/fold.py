@@ -45,6 +45,17 @@ def only_reader(graph: Graph, tensor: str) -> int | None:
     return readers[0] if len(readers) == 1 and tensor not in graph.outputs else None
 
 
+def residual(graph: Graph, y: str) -> tuple[str, str] | None:
+    """Output and other operand of a residual Add that alone reads y."""
+    position = only_reader(graph, y)
+    if position is None or graph.protos[position].op_type != "Add":
+        return None
+    node = graph.protos[position]
+    other = node.input[1] if node.input[0] == y else node.input[0]
+    computed = graph.producer(other) is not None and graph.constants.chain(other) is None
+    return (node.output[0], other) if computed and other != y else None
+
+
 def fold_norm(graph: Graph, folded: Folded) -> Folded:
     """Take in a BatchNormalization that is the only reader of the site's output."""
     position = only_reader(graph, folded.y)

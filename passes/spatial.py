@@ -17,12 +17,14 @@ from typing import Any
 
 from onnx_lowrank.fragment import Fragment, Kind, Op, Shapes, X, Y, stored
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.scales import levelled_in_turn
 from onnx_lowrank.sites import Geometry
 
 
 def vertical_then_horizontal(geometry: Geometry, first: Array, second: Array, bias: Array) -> Fragment:
     """`second` N×(r·kw) after `first` r×(C·kh), plus bias N."""
     (kh, kw), rank = geometry.kernel, len(first)
+    first, second = levelled_in_turn(first, second)
     constants = {
         "down.weight": stored(first.reshape(rank, geometry.channels, kh, 1), geometry),
         "up.weight": stored(second.reshape(geometry.outputs, rank, 1, kw), geometry),

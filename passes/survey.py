@@ -6,7 +6,7 @@
     Conv     1-D, 2-D, 3-D, any stride, dilation, pad; ConvTranspose too, of one group and without output_shape
 
 Biases, norms and constants by channel that follow are folded in (`fold`). Weights are initializers or Constant nodes,
-also behind Identity, Transpose and Cast.
+also behind Identity, Transpose and Cast. Nodes that read one weight in the same way are one site (`tie`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import onnx
 from onnx_lowrank.constants import is_constant_op
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.passes.fold import Folded, fold_following, only_reader
+from onnx_lowrank.passes.fold import Folded, fold_following, only_reader, residual
+from onnx_lowrank.passes.tie import tie
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 from onnx_lowrank.values import all_finite
@@ -51,7 +52,12 @@ class Survey:
 
 def survey(graph: Graph) -> Survey:
     """Read the whole model: main graph, bodies of control flow, local functions."""
-    found = [_look(graph, position) for position in range(len(graph.protos))]
+    found = tie(
+        graph,
+        [_look(graph, position) for position in range(len(graph.protos))],
+        root=lambda position: _root(graph, graph.protos[position]),
+        plain=lambda position: _look(graph, position, fold=False),
+    )
     inner = [keep for node in graph.protos for keep in _inside(node)]
     functions = [Keep(n.name, n.op_type, Why.FUNCTION) for f in graph.model.functions for n in f.node]
     kept = [k for k in found if isinstance(k, Keep)]
@@ -65,14 +71,14 @@ def _inside(node: onnx.NodeProto) -> Iterator[Keep]:
             yield from _inside(inner)
 
 
-def _look(graph: Graph, position: int) -> Site | Keep:
+def _look(graph: Graph, position: int, *, fold: bool = True) -> Site | Keep:
     node = graph.protos[position]
     why = _refusal(graph, node)
     if why is None:
         read = {"MatMul": _matmul, "FusedMatMul": _fused_matmul, "Gemm": _gemm}.get(node.op_type, _conv)
-        result = read(graph, position, node)
+        result = read(graph, position, node, fold)
         if isinstance(result, Site):
-            return dataclasses.replace(result, joins=_joins(graph, result.y))
+            return dataclasses.replace(result, joins=residual(graph, result.y))
         why = result
     return Keep(graph.names[position], node.op_type, why)
 
@@ -80,6 +86,12 @@ def _look(graph: Graph, position: int) -> Site | Keep:
 def _weight_name(graph: Graph, node: onnx.NodeProto) -> str | None:
     names = [node.input[1]] if node.op_type != "MatMul" else [node.input[1], node.input[0]]
     return next((n for n in names if graph.constants.chain(n) is not None), None)
+
+
+def _root(graph: Graph, node: onnx.NodeProto) -> str:
+    """The constant that a site's weight comes from."""
+    name = _weight_name(graph, node) or ""
+    return (graph.constants.chain(name) or [name])[-1]
 
 
 def _refusal(graph: Graph, node: onnx.NodeProto) -> Why | None:
@@ -126,8 +138,6 @@ def _chain_refusal(graph: Graph, chain: list[str]) -> Why | None:
         return Why.IS_OUTPUT
     if graph.quantized.intersection(chain):
         return Why.QUANTIZED
-    if any(len(graph.readers(name)) > 1 for name in chain):
-        return Why.SHARED
     return None
 
 
@@ -141,7 +151,7 @@ def _values(weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | Why:
     return weight if all_finite(weight) else Why.NOT_FINITE
 
 
-def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _matmul(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     name = _weight_name(graph, node) or ""
     side = "right" if name == node.input[1] else "left"
     value = _values(graph.constants.value(name))
@@ -157,7 +167,7 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
         -1, value.shape[-2 if side == "right" else -1]
     )
     folded = Folded(weight, None, (position,), node.output[0])
-    if side == "right" and groups == 1:
+    if side == "right" and groups == 1 and fold:
         folded = fold_following(graph, folded, 0, 1)
     x = node.input[0] if side == "right" else node.input[1]
     more: dict[str, Any] = {"groups": groups, "batch": batch}
@@ -165,7 +175,7 @@ def _matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     return Site(graph.names[position], geometry, folded.weight, folded.bias, x, folded.y, folded.nodes)
 
 
-def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -174,7 +184,9 @@ def _fused_matmul(graph: Graph, position: int, node: onnx.NodeProto) -> Site | W
     weight = _scaled(value if attribute(node, "transB", 0) else value.T, attribute(node, "alpha", 1.0))
     if weight is None:
         return Why.NOT_FINITE
-    folded = fold_following(graph, Folded(weight, None, (position,), node.output[0]), 0, 1)
+    folded = Folded(weight, None, (position,), node.output[0])
+    if fold:
+        folded = fold_following(graph, folded, 0, 1)
     geometry = _geometry(graph, "MatMul", folded, side="right", bias=folded.bias is not None)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
@@ -188,7 +200,8 @@ def _scaled(weight: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any] | None:
     return found if all_finite(found) else None
 
 
-def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _gemm(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
+    del fold  # its bias is its own
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -206,7 +219,7 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 
 
-def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
+def _conv(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -226,7 +239,8 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto) -> Site | Why:
     if bias is None:
         return Why.BIAS
     folded = Folded(value.reshape(len(value), -1), bias, (position,), node.output[0])
-    folded = fold_following(graph, folded, spatial, spatial + 2)
+    if fold:
+        folded = fold_following(graph, folded, spatial, spatial + 2)
     auto_pad = attribute(node, "auto_pad", b"NOTSET").decode()
     geometry = _geometry(
         graph,
@@ -260,17 +274,6 @@ def _scattering(geometry: Geometry, folded: Folded) -> tuple[Geometry, Folded]:
     bias = None if folded.bias is None else np.repeat(folded.bias, taps)
     geometry = dataclasses.replace(geometry, outputs=weight.shape[0], inputs=weight.shape[1])
     return geometry, dataclasses.replace(folded, weight=weight, bias=bias)
-
-
-def _joins(graph: Graph, y: str) -> tuple[str, str] | None:
-    """Output and other operand of a residual Add that alone reads y."""
-    position = only_reader(graph, y)
-    if position is None or graph.protos[position].op_type != "Add":
-        return None
-    node = graph.protos[position]
-    other = node.input[1] if node.input[0] == y else node.input[0]
-    computed = graph.producer(other) is not None and graph.constants.chain(other) is None
-    return (node.output[0], other) if computed and other != y else None
 
 
 def _activation(graph: Graph, y: str) -> str:

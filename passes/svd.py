@@ -17,11 +17,16 @@ from onnx_lowrank.fragment import Fragment, Kind, X, Y
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.linear import affine
 from onnx_lowrank.passes.transposed import transposed_cost, transposed_factors
+from onnx_lowrank.scales import levelled
 from onnx_lowrank.sites import Geometry
 
 
 def two_factors(geometry: Geometry, left: Array, right: Array, bias: Array) -> Fragment:
     """`left (right x) + bias` with left N×r, right (g·r)×K, bias N."""
+    groups = geometry.groups
+    read = left.reshape(groups, -1, left.shape[1]).swapaxes(1, 2)
+    right, by_channel = levelled(right, read.reshape(len(right), -1), geometry.outputs)
+    left = by_channel.reshape(read.shape).swapaxes(1, 2).reshape(left.shape)
     if geometry.op == "ConvTranspose":
         return transposed_factors(geometry, left, right, bias)
     down, down_constants = affine(geometry, "down", X, "thin", right, None, first=True)

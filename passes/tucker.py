@@ -17,12 +17,14 @@ import math
 
 from onnx_lowrank.fragment import Fragment, Kind, Op, Shapes, X, Y, stored
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.scales import levelled_in_turn
 from onnx_lowrank.sites import Geometry
 
 
 def three_convolutions(geometry: Geometry, first: Array, core: Array, last: Array, bias: Array) -> Fragment:
     """`last` N×r after `core` r×(s·k²) after `first` s×C, plus bias N."""
     ones, inner, rank = (1,) * len(geometry.kernel), len(first), len(core)
+    first, core, last = levelled_in_turn(first, core, last)
     constants = {
         "down.weight": stored(first.reshape(inner, geometry.channels, *ones), geometry),
         "core.weight": stored(core.reshape(rank, inner, *geometry.kernel), geometry),

@@ -64,7 +64,7 @@ def moments_of(model: onnx.ModelProto, site: Site, samples: list[dict[str, npt.N
     found = collect(
         model, Path(), [site], samples, bytes_of=lambda _: 1, provider="cpu", progress=lambda *_: None
     )  # fmt: skip
-    return found[(site.tensor, site.channel_axis)]
+    return found[site.taps]
 
 
 @each

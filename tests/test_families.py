@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onnx_lowrank.families import Apart, families, family_of, sets
+from onnx_lowrank.families import Apart, common, families, family_of, sets
 from onnx_lowrank.sites import Geometry, Site
 
 MATMUL = Geometry("MatMul", 12, 20, "float32", True, 17, x_shape=(3, 40, 20))
@@ -19,6 +19,14 @@ CONV = Geometry(
 def site(name: str, geometry: Geometry = MATMUL, x: str = "x") -> Site:
     weight = np.zeros((geometry.outputs, 1), np.float32)
     return Site(name, geometry, weight, np.zeros(geometry.outputs), x, f"{name}.y", (hash(name) % 1000,))
+
+
+def tied(name: str) -> Site:
+    return dataclasses.replace(site(name), twins=(site(f"{name}2", x="z"),))
+
+
+def within(name: str, branch: str) -> Site:
+    return dataclasses.replace(site(name), branch=branch)
 
 
 def changed(**fields: object) -> Geometry:
@@ -35,6 +43,10 @@ def test_sites_that_read_one_tensor_alike_are_a_family_in_their_order() -> None:
     ("one", "other", "why"),
     [
         (site("a"), site("b", x="z"), Apart.ALONE),
+        (tied("a"), site("b"), Apart.TIED),
+        (site("a"), tied("b"), Apart.ALONE),
+        (site("a"), within("b", "If"), Apart.BRANCH),
+        (within("a", "one"), within("b", "two"), Apart.BRANCH),
         (site("a"), site("b", changed(bias=False)), Apart.LAYOUT),
         (site("a"), site("b", changed(op="Gemm", trans_a=True)), Apart.LAYOUT),
         (site("a", CONV), site("b", dataclasses.replace(CONV, strides=(2, 2))), Apart.LAYOUT),
@@ -42,11 +54,31 @@ def test_sites_that_read_one_tensor_alike_are_a_family_in_their_order() -> None:
         (site("a", dataclasses.replace(CONV, groups=2)), site("b", CONV), Apart.GROUPED),
         (site("a", changed(inputs=4000)), site("b", changed(inputs=4000)), Apart.WIDE),
     ],
-    ids=["alone", "bias", "operator", "strides", "activation", "grouped", "wide"],
+    ids=[
+        "alone",
+        "tied",
+        "another is tied",
+        "branch",
+        "branches",
+        "bias",
+        "operator",
+        "strides",
+        "activation",
+        "grouped",
+        "wide",
+    ],
 )
 def test_what_is_no_family_says_why(one: Site, other: Site, why: Apart) -> None:
     assert family_of(one, [one, other]) is why
     assert families([one, other]) == ()
+
+
+def test_families_of_one_tensor_are_told_by_what_they_have_in_common() -> None:
+    sites = [site("a"), within("p", "If"), site("b"), site("c", changed(bias=False)), within("q", "If"),
+             site("d", changed(bias=False))]  # fmt: skip
+    found = families(sites)
+    assert [[one.name for one in family] for family in found] == [["a", "b"], ["p", "q"], ["c", "d"]]
+    assert len({common(one) for one in sites}) == len(found)
 
 
 def test_any_two_sets_of_a_family_have_a_site_in_common() -> None:

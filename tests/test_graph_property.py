@@ -19,7 +19,8 @@ from onnx_lowrank.constants import CONSTANT_OPS
 from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.passes.svd import SVD
-from onnx_lowrank.protos import reads
+from onnx_lowrank.protos import reads, subgraphs
+from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.sites import Site
 
 EPS = float(np.finfo(np.float32).eps)
@@ -137,8 +138,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
 
 def full_rank(site: Site) -> Patch:
     u, s, vt = np.linalg.svd(site.weight.astype(np.float64), full_matrices=False)
-    fragment = SVD.build(site.geometry, u * s, vt, site.bias_vector)
-    return Patch(site.name, site.nodes, site.x, site.y, fragment, "svd")
+    return patch_of(site, SVD.build(site.geometry, u * s, vt, site.bias_vector), "svd")
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Site, ...]]:
@@ -164,16 +164,19 @@ def magnitudes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every constant replaced by its absolute value: what rounding errors are proportional to."""
     found = onnx.ModelProto()
     found.CopyFrom(model)
-    constants = [a.t for n in found.graph.node if n.op_type == "Constant" for a in n.attribute]
-    for tensor in (*found.graph.initializer, *constants):
+    graphs = [found.graph, *(body for n in found.graph.node for body in subgraphs(n))]
+    constants = [a.t for g in graphs for n in g.node if n.op_type == "Constant" for a in n.attribute]
+    for tensor in (*(t for g in graphs for t in g.initializer), *constants):
         tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), tensor.name))
     return found
 
 
 def roundings(model: onnx.ModelProto) -> int:
     """Bound on the roundings along any path: a product of inner length k has k, and each factor was stored rounded."""
-    longest = max([ROWS, *(dim for t in model.graph.initializer for dim in t.dims)], default=1)
-    return (longest + 4) * len(model.graph.node)
+    bodies = [body for n in model.graph.node for body in subgraphs(n)]
+    tensors = [*model.graph.initializer, *(t for body in bodies for t in body.initializer)]
+    longest = max([ROWS, *(dim for t in tensors for dim in t.dims)], default=1)
+    return (longest + 4) * (len(model.graph.node) + sum(len(body.node) for body in bodies))
 
 
 def is_new(node: onnx.NodeProto) -> bool:
@@ -202,8 +205,9 @@ def test_a_survey_mentions_every_node_once(model: onnx.ModelProto) -> None:
     graph = Graph(model, Path())
     found = survey(graph)
     inner = sum(len(a.g.node) for n in model.graph.node for a in n.attribute if n.op_type == "If")
-    assert len(found.sites) + len(found.kept) == len(model.graph.node) + inner
-    taken = [position for site in found.sites for position in site.nodes]
+    places = [place for site in found.sites for place in site.places]
+    assert len(places) + len(found.kept) == len(model.graph.node) + inner
+    taken = [position for place in places for position in place.nodes]
     assert len(taken) == len(set(taken))
 
 
@@ -228,14 +232,15 @@ def test_full_rank_factors_compute_the_same_outputs(model: onnx.ModelProto, seed
 @given(models())
 def test_nodes_that_no_patch_touches_stay_byte_for_byte_in_order(model: onnx.ModelProto) -> None:
     after, sites = rewritten(model)
-    replaced = {position for site in sites for position in site.nodes}
+    places = [place for site in sites for place in site.places]
+    replaced = {position for place in places for position in place.nodes}
     read = reads(after.graph, after.graph.node)
     vanished = {
         i for i, n in enumerate(model.graph.node) if n.op_type in CONSTANT_OPS and not read[n.output[0]]
     }  # every tensor was read before
     expected = [n.SerializeToString() for i, n in enumerate(model.graph.node) if i not in replaced | vanished]
     assert [n.SerializeToString() for n in after.graph.node if not is_new(n)] == expected
-    assert sum(map(is_new, after.graph.node)) >= 2 * len(sites)
+    assert sum(map(is_new, after.graph.node)) >= 2 * len(places)
     caller = {i.name for i in model.graph.input if model.ir_version > 3}  # what a caller may set is never dropped
     kept = [t.SerializeToString() for t in model.graph.initializer if read[t.name] or t.name in caller]
     assert [t.SerializeToString() for t in after.graph.initializer][: len(kept)] == kept

@@ -64,9 +64,10 @@ def save(folder: Path) -> Path:
 def rewrite(path: Path, out: Path) -> None:
     """Survey, factor two sites without data, write: all that needs no runtime."""
     from onnx_lowrank.files import read_model, write_model
-    from onnx_lowrank.graph import Graph, Patch
+    from onnx_lowrank.graph import Graph
     from onnx_lowrank.passes.survey import survey
     from onnx_lowrank.passes.svd import SVD
+    from onnx_lowrank.rewrite import patch_of
 
     file = read_model(path)
     graph = Graph(file.model, file.folder)
@@ -77,7 +78,7 @@ def rewrite(path: Path, out: Path) -> None:
             rng = np.random.default_rng(0)
             basis = np.linalg.qr(site.weight @ rng.standard_normal((WIDTH, 96), np.float32))[0].astype(np.float64)
             fragment = SVD.build(site.geometry, basis, basis.T @ site.weight, site.bias_vector)
-            graph.apply(Patch(site.name, site.nodes, site.x, site.y, fragment, "svd"))
+            graph.apply(patch_of(site, fragment, "svd"))
     write_model(graph.commit(), out, folder=file.folder, external=True)
 
 

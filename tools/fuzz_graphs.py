@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 import onnx_lowrank
+from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.files import read_model, write_model
 from onnx_lowrank.graph import Graph, Patch
@@ -27,6 +28,7 @@ from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.protos import reads, subgraphs
+from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.sites import Site
 
@@ -62,6 +64,8 @@ def check(seed: int, *, pipeline: bool) -> str:
         if pipeline:
             _optimized(path, feed, rng)
         outcome = _rewritten(file.model, path.parent, feed, rng)
+        if outcome != "refused by the runtime":
+            _branches(file.model, path.parent, feed, rng)
         if outcome == "checked" and external:
             _saved(file.model, path.parent, feed)
         return outcome
@@ -76,7 +80,7 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
         runs = profile(model, feed, folder=folder)
     except LowRankError as fault:
         why = str(fault)[:100]
-    sites = [s.seen((_x_shape(s, runs),)) if runs else s for s in sites if not runs or s.nodes[0] in runs]
+    sites = [s.seen((_x_shape(s, runs),)) if runs else s for s in sites if not runs or _one_fragment(s, runs)]
     if not sites:
         return "refused by the runtime" if why else "no site"
     full = [_factored(site, rng, full=True) for site in sites]
@@ -96,6 +100,27 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
     return "checked"
 
 
+def _branches(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], rng: random.Random) -> None:
+    """Branches that are taken, opened: closed to the same bytes, and rewritten inside at full rank."""
+    opening = always_taken(model, folder, ([feed],), "cpu")
+    if not opening.taken:
+        return
+    if opening.closed(opening.flat).SerializeToString() != model.SerializeToString():
+        raise WrongError("opened and closed, a model is not the same bytes")
+    _same(model, opening.flat, folder, feed, "opened")
+    runs = profile(opening.flat, feed, folder=folder)
+    found = [site for site in survey(Graph(opening.flat, folder)).sites if _one_fragment(site, runs)]
+    sites = [site.seen((_x_shape(site, runs),)) for site in found]
+    patches = [_factored(site, rng, full=True)[0] for site in sites]
+    _same(model, opening.closed(_commit(opening.flat, folder, patches)), folder, feed, "full rank in branches")
+
+
+def _one_fragment(site: Site, runs: Mapping[int, Any]) -> bool:
+    """Whether every place of a site was executed, on tensors of as many dimensions."""
+    places = [place.nodes[0] for place in site.places]
+    return all(p in runs for p in places) and len({len(runs[p].output_shapes[0]) for p in places}) == 1
+
+
 def _x_shape(site: Site, runs: Mapping[int, Any]) -> tuple[int, ...]:
     return tuple(runs[site.nodes[0]].input_shapes[1 if site.geometry.side == "left" else 0])
 
@@ -104,7 +129,7 @@ def _every_node_is_named(graph: Graph, count: int) -> None:
     found = survey(graph)
     inner = [n for node in graph.protos for body in subgraphs(node) for n in body.node]
     functions = sum(len(f.node) for f in graph.model.functions)
-    if len(found.sites) + len(found.kept) < count + len(inner) + functions:
+    if sum(len(s.places) for s in found.sites) + len(found.kept) < count + len(inner) + functions:
         raise WrongError(f"{len(found.sites)} sites and {len(found.kept)} others of {count} nodes")
 
 
@@ -119,8 +144,7 @@ def _factored(site: Site, rng: random.Random, *, full: bool) -> tuple[Patch, Pat
         if kind.name != "pivot" or (rank < g.outputs and kind.usable(g, factors[0])):
             break
     made, dense = kind.build(g, *factors, site.bias_vector), dense_fragment(g, product, site.bias_vector)
-    return (Patch(site.name, site.nodes, site.x, site.y, made, kind.name),
-            Patch(site.name, site.nodes, site.x, site.y, dense, kind.name))  # fmt: skip
+    return patch_of(site, made, kind.name), patch_of(site, dense, kind.name)
 
 
 def _low_rank(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
@@ -190,7 +214,7 @@ def _commit(model: onnx.ModelProto, folder: Path, patches: list[Patch]) -> onnx.
 
 def _untouched(before: onnx.ModelProto, after: onnx.ModelProto, sites: list[Site]) -> None:
     """Every node that no site stands for is there in its order, byte for byte; so is all beside the graph's lists."""
-    replaced = {position for site in sites for position in site.nodes}
+    replaced = {position for site in sites for place in site.places for position in place.nodes}
     read = reads(after.graph, after.graph.node)
     old = [n for i, n in enumerate(before.graph.node) if i not in replaced]
     old = [

@@ -15,10 +15,11 @@ import pytest
 from onnx import helper
 
 from onnx_lowrank.files import make_tensor
-from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
+from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.sites import Site, Why
 
 Array = npt.NDArray[Any]
@@ -74,7 +75,7 @@ def rewritten(model: onnx.ModelProto) -> list[onnx.ModelProto]:
     made = []
     for name, fragment in fragments.items():
         graph = Graph(model, Path())
-        graph.apply(Patch(site.name, site.nodes, site.x, site.y, fragment, name))
+        graph.apply(patch_of(site, fragment, name))
         made.append(graph.commit())
         onnx.checker.check_model(made[-1], full_check=True)
     return made

@@ -13,10 +13,11 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.graph import Graph, Patch
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.prepare import calibrate, load
+from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
 
@@ -47,7 +48,7 @@ def densely_rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = Graph(model, Path())
     for site in survey(graph).sites:
         fragment = dense_fragment(site.geometry, site.weight.astype(float), site.bias_vector)
-        graph.apply(Patch(site.name, site.nodes, site.x, site.y, fragment, "dense"))
+        graph.apply(patch_of(site, fragment, "dense"))
     return graph.commit()
 
 
