@@ -58,6 +58,8 @@ def _conditions(
     computed = sorted(name for name in names if not found[name] and name not in {i.name for i in model.graph.input})
     session = Session(with_outputs(model, computed), provider=provider, threads=0, folder=folder) if computed else None
     for sample in itertools.chain.from_iterable(sources):
+        if all(len(values) > 1 for values in found.values()):
+            break
         given = {name: sample[name] for name in names.intersection(sample)}
         if session is not None:
             given |= dict(zip(computed, session.run(sample, computed), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
 def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_table(table)
+
+
+def test_folders_may_be_given_as_text() -> None:
+    found = Settings.from_table({"cache": "here", "resume": "there"})
+    assert (found.cache, found.resume) == (Path("here"), Path("there"))
 
 
 def test_a_precision_needs_a_machine_that_can_be_timed() -> None:
