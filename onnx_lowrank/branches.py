@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -33,57 +34,76 @@ _LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm", "FusedMatMul", "FusedConv"
 
 
 @dataclasses.dataclass(frozen=True)
+class _Step:
+    """One branch that was opened.
+
+    Attributes:
+        node: the If, with its bodies.
+        taken: whether that is its `then_branch`.
+        made: all tensors that nodes of the opened model make.
+        constants: all its initializers.
+        borders: names of the nodes that mark the border, but for the first exit, which stands for the If.
+    """
+
+    node: onnx.NodeProto
+    taken: bool
+    made: frozenset[str]
+    constants: frozenset[str]
+    borders: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Opening:
-    """A model with one branch after the other opened: `models` from the original on, `taken` between them."""
+    """A model, the same with branches opened one after the other, and how."""
 
-    models: tuple[onnx.ModelProto, ...]
-    taken: tuple[Taken, ...] = ()
+    original: onnx.ModelProto
+    flat: onnx.ModelProto
+    steps: tuple[_Step, ...] = ()
+
+    @classmethod
+    def none(cls, model: onnx.ModelProto) -> Opening:
+        """A model with no branch opened."""
+        return cls(model, model)
 
     @property
-    def original(self) -> onnx.ModelProto:
-        """With no branch opened."""
-        return self.models[0]
-
-    @property
-    def flat(self) -> onnx.ModelProto:
-        """With all of them opened."""
-        return self.models[-1]
+    def taken(self) -> tuple[Taken, ...]:
+        """The branches that were opened."""
+        return tuple((result(step.node), step.taken) for step in self.steps)
 
     def further(self, taken: Taken) -> Opening:
         """With one more branch opened; the same where that cannot be."""
         made = _opened(self.flat, taken)
-        return self if made is None else Opening((*self.models, made), (*self.taken, taken))
+        return self if made is None else Opening(self.original, made[0], (*self.steps, made[1]))
 
     def of(self, model: onnx.ModelProto) -> Opening:
         """The same branches of another model, as far as it has them."""
-        found = Opening((model,))
+        found = Opening.none(model)
         for taken in self.taken:
             found = found.further(taken)
         return found
 
     def closed(self, flat: onnx.ModelProto) -> onnx.ModelProto:
         """The original with what a rewrite has changed in the opened model; `flat` itself where nothing is opened."""
-        for before, opened, taken in reversed(list(zip(self.models, self.models[1:], self.taken, strict=False))):
-            flat = _closed(before, opened, taken, flat)
+        for step in reversed(self.steps):
+            flat = _closed(step, flat)
         return flat
 
     def inside(self) -> dict[str, str]:
         """The If, by its first output, in whose opened branch a tensor was made; the innermost one."""
-        branches = ((output, _branch(_at(model, output), then)) for model, (output, then) in self._steps())
+        branches = ((result(step.node), _branch(step.node, then=step.taken)) for step in self.steps)
         return {name: output for output, body in branches for node in body.node for name in node.output if name}
-
-    def _steps(self) -> Iterator[tuple[onnx.ModelProto, Taken]]:
-        return zip(self.models, self.taken, strict=False)
 
     def untaken(self) -> Iterator[onnx.NodeProto]:
         """Nodes of the branches that are never taken, those of bodies inside them too."""
-        for model, (output, then) in self._steps():
-            yield from _all_nodes(_branch(_at(model, output), not then))
+        for step in self.steps:
+            yield from _all_nodes(_branch(step.node, then=not step.taken))
 
 
 def candidates(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The Ifs of the main graph with a linear operator in a branch."""
-    ifs = (n for n in model.graph.node if n.op_type == "If" and n.domain in ("", "ai.onnx") and n.input and n.output)
+    ifs = (
+        n for n in model.graph.node if n.op_type == "If" and n.domain in ("", "ai.onnx") and n.input and any(n.output)
+    )
     return [n for n in ifs if any(inner.op_type in _LINEAR for body in subgraphs(n) for inner in _all_nodes(body))]
 
 
@@ -94,48 +114,47 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from _all_nodes(body)
 
 
-def _at(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    found: onnx.NodeProto = next(n for n in model.graph.node if n.op_type == "If" and output in n.output[:1])
-    return found
+def result(node: onnx.NodeProto) -> str:
+    """The first output of a node that has a name."""
+    return next(str(name) for name in node.output if name)
 
 
-def _branch(node: onnx.NodeProto, then: bool) -> onnx.GraphProto:
+def _branch(node: onnx.NodeProto, *, then: bool) -> onnx.GraphProto:
     wanted = "then_branch" if then else "else_branch"
     found: onnx.GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
     return found
 
 
-def _opened(model: onnx.ModelProto, taken: Taken) -> onnx.ModelProto | None:
+def _opened(model: onnx.ModelProto, taken: Taken) -> tuple[onnx.ModelProto, _Step] | None:
     """The model with a branch in the place of its If; None where names would clash or constants are all inputs."""
-    position = next((i for i, n in enumerate(model.graph.node) if n.op_type == "If" and taken[0] in n.output[:1]), None)
+    nodes = list(model.graph.node)
+    position = next((i for i, n in enumerate(nodes) if n.op_type == "If" and taken[0] in n.output), None)
     if position is None or model.ir_version < 4:
         return None
-    node = model.graph.node[position]
-    body, other = _branch(node, taken[1]), _branch(node, not taken[1])
+    node = onnx.NodeProto()
+    node.CopyFrom(nodes[position])
+    body, other = (_branch(node, then=then) for then in (taken[1], not taken[1]))
     flat = onnx.ModelProto()
     flat.CopyFrom(model)
     del flat.graph.node[position]
     own = {name for n in body.node for name in n.output if name} | {t.name for t in body.initializer}
-    if own & all_names(flat) or body.sparse_initializer or len(body.output) != len(node.output):
+    clash = own & (all_names(flat) | set(node.output))
+    if clash or body.sparse_initializer or len(body.output) != len(node.output):
         return None
-    inner = list(body.node)
     results = [o.name for o in body.output]
-    exits = [
-        helper.make_node("Identity", [made], [name], name=f"{_EXIT}/{name}")
-        for made, name in zip(results, node.output, strict=True)
-        if name
-    ]
-    watched = _watched(model, body, other, results)
-    marks = [
-        helper.make_node("Identity", [name], [f"{BORDER}/{taken[0]}/{i}"], name=f"{BORDER}/{taken[0]}/{i}")
-        for i, name in enumerate(watched)
-    ]
-    nodes = [*flat.graph.node[:position], *inner, *marks, *exits, *flat.graph.node[position:]]
-    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del flat.graph.node[:]
-    flat.graph.node.extend(kept)
+    pairs = [(made, name) for made, name in zip(results, node.output, strict=True) if name]
+    exits = [_border(f"{_EXIT}/{name}", made, name) for made, name in pairs]
+    names = {f"{BORDER}/{result(node)}/{i}": name for i, name in enumerate(_watched(model, body, other, results))}
+    marks = [_border(mark, name, mark) for mark, name in names.items()]
+    _replace(flat.graph.node, [*nodes[:position], *body.node, *marks, *exits, *nodes[position + 1 :]])
     flat.graph.initializer.extend(body.initializer)
-    return flat
+    made = frozenset(name for n in flat.graph.node for name in n.output if name)
+    borders = frozenset((*names, *(n.name for n in exits[1:])))
+    return flat, _Step(node, taken[1], made, frozenset(t.name for t in flat.graph.initializer), borders)
+
+
+def _border(name: str, x: str, y: str) -> onnx.NodeProto:
+    return helper.make_node("Identity", [x], [y], name=name)
 
 
 def _watched(
@@ -147,62 +166,50 @@ def _watched(
     return list(dict.fromkeys((*captured, *outer_reads(other), *results)))
 
 
-def _closed(before: onnx.ModelProto, opened: onnx.ModelProto, taken: Taken, flat: onnx.ModelProto) -> onnx.ModelProto:
+def _closed(step: _Step, flat: onnx.ModelProto) -> onnx.ModelProto:
     """The model before an opening, with the nodes and constants of a rewritten opened one."""
-    model = onnx.ModelProto()
+    model, node = onnx.ModelProto(), onnx.NodeProto()
     model.CopyFrom(flat)
-    node = onnx.NodeProto()
-    node.CopyFrom(_at(before, taken[0]))
-    body = _branch(node, taken[1])
-    inside, outside = _sides(body, opened, flat, node)
-    known = {t.name for t in opened.graph.initializer}
-    own = {t.name for t in body.initializer}
-    body_reads = reads(onnx.GraphProto(), inside)
-    elsewhere = reads(flat.graph, outside)
-    new = {t.name for t in flat.graph.initializer if t.name not in known}
-    mine = own | {name for name in new if body_reads[name] and not elsewhere[name]}
-    constants = [t for t in flat.graph.initializer if t.name in mine]
+    node.CopyFrom(step.node)
+    body, first = _branch(node, then=step.taken), f"{_EXIT}/{result(node)}"
+    inside, outside = _sides(step, flat)
+    read, elsewhere = reads(onnx.GraphProto(), inside), reads(flat.graph, outside)
+    mine = {t.name for t in body.initializer}
+    new = {t.name for t in flat.graph.initializer} - step.constants
+    mine |= {name for name in new if read[name] and not elsewhere[name]}
     _replace(body.node, inside)
-    _replace(body.initializer, constants)
+    _replace(body.initializer, [t for t in flat.graph.initializer if t.name in mine])
     made = {name for n in inside for name in n.output} | mine
     _replace(body.value_info, [v for v in body.value_info if v.name in made])
     _replace(body.quantization_annotation, [a for a in body.quantization_annotation if a.tensor_name in made])
-    _replace(model.graph.node, [node if _is_exit(n, node) else n for n in outside])
-    _replace(model.graph.initializer, [t for t in flat.graph.initializer if t.name not in mine])
+    _replace(model.graph.node, [node if n.name == first else n for n in outside])
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name in mine:
+            del model.graph.initializer[index]
     return model
 
 
-def _sides(
-    body: onnx.GraphProto, opened: onnx.ModelProto, flat: onnx.ModelProto, node: onnx.NodeProto
-) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
+def _sides(step: _Step, flat: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
     """Nodes of the branch, and of the graph around it, where the first exit stands for the If.
 
     New nodes stand before the one that makes the tensor that the old ones made, and go where that was made.
     """
-    inner = {name for n in body.node for name in n.output if name}
-    known = {name for n in opened.graph.node for name in n.output if name}
-    first = next(name for name in node.output if name)
-    borders = {f"{_EXIT}/{name}" for name in node.output} - {f"{_EXIT}/{first}"}
-    borders |= {n.name for n in opened.graph.node if n.name.startswith(f"{BORDER}/{node.output[0]}/")}
+    inner = {name for n in _branch(step.node, then=step.taken).node for name in n.output if name}
     inside: list[onnx.NodeProto] = []
     outside: list[onnx.NodeProto] = []
     waiting: list[onnx.NodeProto] = []
     for one in flat.graph.node:
         waiting.append(one)
-        if not known.intersection(one.output):
+        if step.made.isdisjoint(one.output):
             continue
-        side = inside if inner.intersection(one.output) else outside
-        side += [n for n in waiting if n.name not in borders]
+        side = outside if inner.isdisjoint(one.output) else inside
+        side += [n for n in waiting if n.name not in step.borders]
         waiting = []
     return inside, outside
 
 
-def _is_exit(one: onnx.NodeProto, node: onnx.NodeProto) -> bool:
-    return one.name.startswith(_EXIT) and one.output[0] in node.output
-
-
-def _replace(field: object, values: Sequence[object]) -> None:
+def _replace(field: Any, values: Sequence[Any]) -> None:
     """Put copies of messages in the place of all of a repeated field."""
-    copies = [type(value).FromString(value.SerializeToString()) for value in values]  # type: ignore[attr-defined]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]
+    copies = [type(value).FromString(value.SerializeToString()) for value in values]
+    del field[:]
+    field.extend(copies)

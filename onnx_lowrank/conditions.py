@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_lowrank.branches import Opening, candidates
+from onnx_lowrank.branches import Opening, candidates, result
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 
 _DEPTH = 8  # branches inside branches
+_MOST = 64  # branches: each costs a copy of the graph
 
 
 Sources = Sequence[Iterable[Feed]]
@@ -28,7 +29,7 @@ def always_taken(model: onnx.ModelProto, folder: Path, sources: Sources, provide
         folder: where external data lies.
         sources: all that the model will be run on.
     """
-    opening = Opening((model,))
+    opening = Opening.none(model)
     for _ in range(_DEPTH):
         found = candidates(opening.flat)
         if not found:
@@ -37,8 +38,8 @@ def always_taken(model: onnx.ModelProto, folder: Path, sources: Sources, provide
         further = opening
         for node in found:
             values = known.get(node.input[0], set())
-            if len(values) == 1:
-                further = further.further((node.output[0], next(iter(values))))
+            if len(values) == 1 and len(further.steps) < _MOST:
+                further = further.further((result(node), next(iter(values))))
         if further is opening or not _runs(further.flat, folder, sources, provider):
             break
         opening = further
@@ -57,6 +58,8 @@ def _conditions(
     computed = sorted(name for name in names if not found[name] and name not in {i.name for i in model.graph.input})
     session = Session(with_outputs(model, computed), provider=provider, threads=0, folder=folder) if computed else None
     for sample in itertools.chain.from_iterable(sources):
+        if all(len(values) > 1 for values in found.values()):
+            break
         given = {name: sample[name] for name in names.intersection(sample)}
         if session is not None:
             given |= dict(zip(computed, session.run(sample, computed), strict=True))

@@ -108,7 +108,7 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: 
 def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: Settings) -> Opening:
     """Branches that all samples take, opened; none where a precision is made, whose converters rewrite every node."""
     if settings.precision not in (None, "fp32") or not candidates(file.model):
-        return Opening((file.model,))
+        return Opening.none(file.model)
     return always_taken(file.model, file.folder, (source, feeds), settings.provider)
 
 

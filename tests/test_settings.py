@@ -35,11 +35,11 @@ def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str
         Settings.from_table(table)
 
 
+def test_folders_may_be_given_as_text() -> None:
+    found = Settings.from_table({"cache": "here", "resume": "there"})
+    assert (found.cache, found.resume) == (Path("here"), Path("there"))
+
+
 def test_a_precision_needs_a_machine_that_can_be_timed() -> None:
     with pytest.raises(SettingsError, match="precision int8 is chosen by timing here"):
         Settings(precision="int8", verify_latency=False)
-
-
-def test_folders_may_be_given_as_text() -> None:
-    settings = Settings.from_table({"cache": "tables", "resume": "stages"})
-    assert (settings.cache, settings.resume) == (Path("tables"), Path("stages"))
