@@ -16,6 +16,12 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
         Settings.from_table({"max_los": 0.1})
 
 
+def test_folders_may_be_text(tmp_path: Path) -> None:
+    found = Settings.from_table({"cache": str(tmp_path / "cache"), "resume": str(tmp_path / "kept")})
+    assert (found.cache, found.resume) == (tmp_path / "cache", tmp_path / "kept")
+    assert found == Settings(cache=tmp_path / "cache", resume=tmp_path / "kept")
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -38,9 +44,3 @@ def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str
 def test_a_precision_needs_a_machine_that_can_be_timed() -> None:
     with pytest.raises(SettingsError, match="precision int8 is chosen by timing here"):
         Settings(precision="int8", verify_latency=False)
-
-
-def test_folders_may_be_text(tmp_path: Path) -> None:
-    found = Settings.from_table({"cache": str(tmp_path / "cache"), "resume": str(tmp_path / "kept")})
-    assert (found.cache, found.resume) == (tmp_path / "cache", tmp_path / "kept")
-    assert found == Settings(cache=tmp_path / "cache", resume=tmp_path / "kept")
