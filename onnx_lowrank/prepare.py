@@ -29,6 +29,7 @@ from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.narrowing import fits_in, narrow_fits
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.nystrom import NYSTROM
+from onnx_lowrank.passes.pivot import PIVOT
 from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.projecting import projections
 from onnx_lowrank.projection import Projection
@@ -268,7 +269,8 @@ def _shared(
     loaded: Loaded, allowed: Mapping[str, Sequence[str]], settings: Settings, progress: Progress
 ) -> dict[str, dict[tuple[str, ...], Projection]]:
     """Projections of what several sites read, by the first of them and the names of all."""
-    found = families([site for site in loaded.sites if SHARED in allowed.get(site.name, ())])
+    wanted = [site for site in loaded.sites if SHARED in allowed.get(site.name, ())]
+    found = families([site for site in wanted if PIVOT.applies(site.geometry)])
     if not found or settings.policy != "knapsack":  # the baselines do not know it
         return {}
     return projections(

@@ -18,6 +18,7 @@ from onnx_lowrank.graph import Graph, Patch, Place
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.nystrom import NYSTROM, narrow_layer, narrow_positions
+from onnx_lowrank.passes.pivot import PIVOT
 from onnx_lowrank.passes.shared import SHARED, Pivots, most_rank, shared_factor
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Site
@@ -194,7 +195,7 @@ def _check_set(decision: Decision, decisions: Sequence[Decision], sites: Sequenc
             "make the plan again"
         )
     family = family_of(next(site for site in sites if site.name == decision.node), sites)
-    known = () if isinstance(family, Apart) else sets(family)
+    known = sets(family) if not isinstance(family, Apart) and PIVOT.applies(family[0].geometry) else ()
     members = next((one for one in known if tuple(site.name for site in one) == decision.sharers), None)
     if members is None or not 0 < (decision.rank or 0) <= most_rank([site.geometry for site in members]):
         raise SettingsError(f"node '{decision.node}' cannot become {SHARED} {decision.rank} with its sharers here")

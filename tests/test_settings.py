@@ -16,6 +16,12 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
         Settings.from_table({"max_los": 0.1})
 
 
+def test_folders_may_be_text(tmp_path: Path) -> None:
+    found = Settings.from_table({"cache": str(tmp_path / "cache"), "resume": str(tmp_path / "kept")})
+    assert (found.cache, found.resume) == (tmp_path / "cache", tmp_path / "kept")
+    assert found == Settings(cache=tmp_path / "cache", resume=tmp_path / "kept")
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -33,11 +39,6 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
 def test_a_value_that_cannot_be_used_is_refused(table: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_table(table)
-
-
-def test_folders_may_be_given_as_text() -> None:
-    found = Settings.from_table({"cache": "here", "resume": "there"})
-    assert (found.cache, found.resume) == (Path("here"), Path("there"))
 
 
 def test_a_precision_needs_a_machine_that_can_be_timed() -> None:

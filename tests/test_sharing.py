@@ -12,11 +12,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_lowrank
+from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.mixed import timed_choices
+from onnx_lowrank.passes.pivot import PIVOT
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.precision import Lowering
+from onnx_lowrank.prepare import calibrate
 from onnx_lowrank.refit import groups
 from onnx_lowrank.repair import repaired, replayed
+from onnx_lowrank.rewrite import check_matches
 from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.settings import Settings
@@ -173,3 +177,12 @@ def test_kinds_decide_whether_projections_are_fitted(home: Path) -> None:
     other = dataclasses.replace(settings, kinds=("svd", "shared"), policy="uniform")
     baseline = start(home / "m.onnx", data(home)[:4], other, Clock(lambda *_: None))
     assert not any(fit.shared for fit in baseline.fits.values())
+
+
+def test_what_cannot_be_written_by_pivots_shares_no_factor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_lowrank.prepare.PIVOT", dataclasses.replace(PIVOT, applies=lambda _: False))
+    monkeypatch.setattr("onnx_lowrank.rewrite.PIVOT", dataclasses.replace(PIVOT, applies=lambda _: False))
+    fits = calibrate(run.loaded, run.settings, lambda *_: None)
+    assert not any(fit.shared for fit in fits.values())
+    with pytest.raises(SettingsError, match="with its sharers here"):
+        check_matches(decisions(24), run.loaded.sites)
