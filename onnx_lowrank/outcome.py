@@ -154,7 +154,7 @@ def _publish(
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
     if run.loaded.merged:
-        reason += f", {len(run.loaded.merged)} multiplied into a neighbour"
+        reason += f", {len(run.loaded.merged)} nodes take their neighbours in"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
         verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from onnx_lowrank.fused import open_fused
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
-from onnx_lowrank.merging import Merged, Pair, Runs, merged, read, seen
+from onnx_lowrank.merging import Merged, Pair, Runs, asked_for, merged, read, seen
 from onnx_lowrank.moments import MOST
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.narrowing import fits_in, narrow_fits
@@ -147,8 +146,7 @@ def _same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
 
 
 def _left_out(site: Site, runs: Runs, settings: Settings) -> Why | None:
-    matches = [fnmatch.fnmatchcase(site.name, pattern) for pattern in settings.include]
-    if (settings.include and not any(matches)) or any(fnmatch.fnmatchcase(site.name, p) for p in settings.exclude):
+    if not asked_for(site.name, settings):
         return Why.EXCLUDED
     for run in (found.get(site.nodes[0]) for found in runs):
         if run is None or any(math.prod(shape) == 0 for shape in run.output_shapes):
