@@ -1,16 +1,21 @@
-"""Neighbouring linear maps that cost less as one are one before anything else is decided: exact, and measured."""
+"""What costs less as one node is one before anything else is decided: exact, and measured.
+
+Scales and shifts by channel go into the convolutions next to them, and neighbouring linear maps are multiplied.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnx_lowrank import measure
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.files import ModelFile
-from onnx_lowrank.graph import Graph
+from onnx_lowrank.graph import Graph, Patch
 from onnx_lowrank.latency import DENSE, LatencyTable
+from onnx_lowrank.passes.absorb import absorptions
 from onnx_lowrank.passes.merge import MERGE, Merge, merges
 from onnx_lowrank.passes.survey import Survey, survey
 from onnx_lowrank.runtime import Feed, NodeRun, profile
@@ -19,14 +24,14 @@ from onnx_lowrank.sites import Site
 
 Runs = tuple[Mapping[int, NodeRun], ...]
 Pair = tuple[str, str]
-"""Names of two nodes: the first one is taken into the second."""
+"""Names of what is taken in (several with commas), and of the node that takes it in."""
 
 _PAIR = "pair"
 
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """Two nodes that became one; multiply-adds of a run before and after."""
+    """Nodes that became one, those that were taken in by their names; multiply-adds of a run before and after."""
 
     node: str
     taken_in: str
@@ -58,7 +63,7 @@ def merged(
     allowed: Callable[[Site, Runs], bool],
     planned: Sequence[Pair] | None,
 ) -> tuple[Read, tuple[Merged, ...]]:
-    """The model with neighbours multiplied, until there are no more; the file's own ModelProto stays as it is.
+    """The model with neighbours taken in, until there are no more; the file's own ModelProto stays as it is.
 
     Args:
         allowed: whether a site may be touched, and was run.
@@ -70,19 +75,49 @@ def merged(
     done: list[Merged] = []
     if planned is None and not settings.merge:
         return known, ()
-    while fresh := _wanted(known, settings, allowed, planned):
+    while True:
+        patches, fresh = _next(known, settings, allowed, planned)
+        if not patches:
+            break
         graph = Graph(known.file.model, known.file.folder, provenance=settings.provenance)
-        for one in fresh:
-            graph.apply(one.patch())
-            done.append(Merged(one.second.name, one.first.name, one.macs_before, one.macs_after))
+        for patch in patches:
+            graph.apply(patch)
+        done += fresh
         known = read(dataclasses.replace(known.file, model=graph.commit()), feeds)
     missing = set(planned or ()) - {(one.taken_in, one.node) for one in done}
     if missing:
         first, second = sorted(missing)[0]
-        raise SettingsError(
-            f"the plan multiplies '{first}' into '{second}', which are no such neighbours in this model"
-        )
+        raise SettingsError(f"the plan takes '{first}' into '{second}', which are no such neighbours in this model")
     return known, tuple(done)
+
+
+def asked_for(names: Sequence[str], settings: Settings) -> bool:
+    """Whether nodes that are changed together may be touched: one of them is included, and none is excluded."""
+
+    def named(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return (not settings.include or named(settings.include)) and not named(settings.exclude)
+
+
+def _next(
+    known: Read, settings: Settings, allowed: Callable[[Site, Runs], bool], planned: Sequence[Pair] | None
+) -> tuple[list[Patch], list[Merged]]:
+    """Patches of the next round: constants by channel are taken in first, then maps are multiplied."""
+    run = known.runs[0]
+    shapes = {p: (*one.input_shapes, *one.output_shapes[:1]) for p, one in run.items()}
+    patches, done = [], []
+    for one in absorptions(known.graph, shapes):
+        macs = measure.multiply_adds({one.position: run[one.position]}) if one.position in run else 0
+        row = Merged(one.node, ", ".join(one.taken), macs, macs)
+        if asked_for((one.node,), settings) if planned is None else (row.taken_in, row.node) in planned:
+            patches.append(one.patch)
+            done.append(row)
+    if patches:
+        return patches, done
+    found = _wanted(known, settings, allowed, planned)
+    rows = [Merged(one.second.name, one.first.name, one.macs_before, one.macs_after) for one in found]
+    return [one.patch() for one in found], rows
 
 
 def _wanted(

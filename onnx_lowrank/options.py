@@ -110,7 +110,7 @@ HOW = (
         "--refit/--no-refit", default=None, help="Repair the factors with data after the choice [default: refit]."
     ),
     click.option(
-        "--merge/--no-merge", default=None, help="Multiply neighbouring linear maps first, exactly [default: merge]."
+        "--merge/--no-merge", default=None, help="Take exact neighbours into one node first [default: merge]."
     ),
     click.option("--policy", default=None, help=f"One of {', '.join(POLICY_NAMES)} [default: knapsack]."),
 )

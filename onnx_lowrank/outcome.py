@@ -154,7 +154,8 @@ def _publish(
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"
     if run.loaded.merged:
-        reason += f", {len(run.loaded.merged)} multiplied into a neighbour"
+        count = len(run.loaded.merged)
+        reason += f", neighbours taken in at {count} node{'s' if count > 1 else ''}"
     verdict = verdict_of(run, "optimized", reason, found, loss=found.loss)
     if not run.settings.verify_latency:
         verdict = dataclasses.replace(verdict, scope=scope_of(predicted(run, plan.decisions), run))

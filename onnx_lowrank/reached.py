@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.merging import Runs, seen
+from onnx_lowrank.merging import Runs, asked_for, seen
 from onnx_lowrank.runtime import NodeRun
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
@@ -35,10 +34,7 @@ def same_shape(graph: Graph, run: Mapping[int, NodeRun], site: Site) -> bool:
 def left_out(site: Site, runs: Runs, settings: Settings) -> Why | None:
     """Why a site may not be touched: it is not asked for, or a run has not shown all its places, or not alike."""
 
-    def named(patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(place.name, pattern) for place in site.places for pattern in patterns)
-
-    if (settings.include and not named(settings.include)) or named(settings.exclude):
+    if not asked_for([place.name for place in site.places], settings):
         return Why.EXCLUDED
     dimensions = set()
     for place, found in itertools.product(site.places, runs):

@@ -51,7 +51,7 @@ class Settings:
         streams: above 1, throughput is also measured with so many threads that run at the same time.
         policy: how ranks are chosen; all but `knapsack` are baselines from the literature, for comparison.
         refit: repair the factors with data after the ranks are chosen.
-        merge: multiply neighbouring linear maps into one first, where that is exact and faster.
+        merge: first take constants by channel into convolutions and multiply neighbouring maps: exact, and faster.
         kinds: ways to rewrite a site that may be used.
         include, exclude: globs on node names.
         samples: at most so many samples are read from the data.

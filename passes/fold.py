@@ -26,7 +26,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.protos import attribute
 
-_STEPS = ("Add", "Sub", "Mul", "Div")
+STEPS = ("Add", "Sub", "Mul", "Div")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,12 @@ def _fold_step(graph: Graph, folded: Folded, axes: int, most: int) -> Folded:
     """Take in an Add, Sub, Mul or Div with a constant that is the only reader."""
     position = only_reader(graph, folded.y)
     node = graph.protos[position] if position is not None else None
-    if position is None or node is None or node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
+    if position is None or node is None or node.op_type not in STEPS or node.domain not in ("", "ai.onnx"):
         return folded
     if len(node.input) != 2 or not node.output:
         return folded
     first = node.input[0] == folded.y
-    value = _by_channel(
-        graph.constants.fixed(node.input[1] if first else node.input[0]), len(folded.weight), axes, most
-    )
+    value = by_channel(graph.constants.fixed(node.input[1] if first else node.input[0]), len(folded.weight), axes, most)
     if value is None or (node.op_type == "Div" and (not first or not value.all())):
         return folded
     weight, bias = folded.weight, folded.bias
@@ -124,7 +122,7 @@ def _scaled(folded: Folded, scale: Array, bias: Array | None, position: int, y: 
     return Folded(weight, bias, (*folded.nodes, position), y)
 
 
-def _by_channel(value: npt.NDArray[Any] | None, count: int, axes: int, most: int) -> Array | None:
+def by_channel(value: npt.NDArray[Any] | None, count: int, axes: int, most: int) -> Array | None:
     """A constant as a vector over the channels; None where it is none."""
     if value is None or value.ndim > most:
         return None

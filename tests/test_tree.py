@@ -107,6 +107,7 @@ LEVELS: Final[dict[str, int]] = {
     "streams": 4,
     # one rewrite a file
     "passes": 5,
+    "passes.absorb": 5,
     "passes.asym3d": 5,
     "passes.conv_svd": 5,
     "passes.dense": 5,
@@ -193,7 +194,7 @@ SHARED_BY_PASSES: Final = {
     "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.shared", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.dense": {"passes.merge"},
-    "passes.fold": {"passes.merge", "passes.survey"},
+    "passes.fold": {"passes.absorb", "passes.merge", "passes.survey"},
     "passes.tie": {"passes.survey"},
     "passes.asym3d": {"passes"},
     "passes.conv_svd": {"passes"},

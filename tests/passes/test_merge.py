@@ -331,7 +331,7 @@ def test_a_plan_multiplies_what_it_has_multiplied_and_nothing_else(tmp_path: Pat
     assert [s.name for s in load(path, data, where, lambda *_: None, ()).sites] == ["n0", "n1"]
     replayed = load(path, data, Settings(merge=False), lambda *_: None, [("n0", "n1")])
     assert [s.name for s in replayed.sites] == ["n1"]
-    with pytest.raises(SettingsError, match="'n1' into 'n0', which are no such neighbours"):
+    with pytest.raises(SettingsError, match="takes 'n1' into 'n0', which are no such neighbours"):
         load(path, data, where, lambda *_: None, [("n1", "n0")])
     plan = Plan("", (), 0.01, "cpu", 1, 0, 4, merges=(("n0", "n1"),))
     assert Plan.from_json(plan.to_json()).merges == plan.merges
