@@ -23,15 +23,9 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.verify import facts
 
 SHAPES = {
-    "w": (12, 10),
-    "p": (12, 10),
-    "v": (12, 10),
-    "u": (12, 10),
-    "o": (12, 10),
-    "a": (12, 64),
-    "e": (64, 10),
-    "q": (12, 12),
-}
+    "w": (12, 10), "p": (12, 10), "v": (12, 10), "u": (12, 10), "o": (12, 10), "a": (12, 64), "e": (64, 10),
+    "q": (12, 12), "one": (1,), "two": (1,), "kf": (10, 12, 1, 1), "kg": (10, 12, 1, 1),
+}  # fmt: skip
 IF = "(float[n,12] x, bool c) => (float[n,10] y)"
 OTHER = "else_branch = two () => (float[n,10] s) { s = MatMul(x, o) }>"
 
@@ -50,7 +44,8 @@ def prepared(folder: Path, header: str, body: str, **choices: Any) -> Loaded:
             model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     onnx.save(model, folder / "m.onnx")
     given: dict[str, Any] = {"c": np.array(True)} if "bool c" in header else {}
-    samples = [{"x": rng.standard_normal((40, 12)).astype(np.float32), **given} for _ in range(6)]
+    shape = (2, 12, 5, 4) if "[n,12,h,l]" in header else (40, 12)
+    samples = [{"x": rng.standard_normal(shape).astype(np.float32), **given} for _ in range(6)]
     settings = Settings(cache=folder, **{"verify_latency": False, **choices})
     return load(folder / "m.onnx", samples, settings, lambda *_: None)
 
@@ -164,3 +159,17 @@ def test_a_tied_weight_and_a_pair_beside_it(tmp_path: Path, merge: bool) -> None
         {"h": 2, "z": 1} if merge else {"h": 2, "m": 1, "z": 1}
     )
     assert off(known, built(known, [])) < 1e-5
+
+
+def test_scales_in_a_branch_go_into_its_convolution_and_those_before_it_stay(tmp_path: Path) -> None:
+    image = "(float[n,12,h,l] x, bool c) => (float[n,10,h,l] y)"
+    inside = "m = Mul(j, one) k = Conv(m, kf) h = Mul(k, two)"
+    other = "else_branch = two () => (float[n,10,h,l] s) { s = Conv(x, kg) }>"
+    body = f"j = Mul(x, one) y = If (c) <then_branch = one_ () => (float[n,10,h,l] h) {{ {inside} }}, {other}"
+    known = prepared(tmp_path, image, body)
+    assert [one.taken_in.count(", ") for one in known.merged] == [1]
+    after = built(known, [])
+    assert [n.op_type for n in after.graph.node] == ["Mul", "If"]
+    assert [n.op_type for n in bodies(after)[0].node] == ["Conv"]
+    assert off(known, after) < 1e-5
+    assert off(known, after, taken=False) == 0
