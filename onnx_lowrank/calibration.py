@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.evidence import FEW, Evidence, evidence_of
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import (
@@ -19,7 +20,6 @@ from onnx_lowrank.linalg import (
     Factorization,
     Metric,
     correct_bias,
-    effective_rank,
     factor_gram,
     factor_groups,
     factor_input,
@@ -34,32 +34,6 @@ from onnx_lowrank.sites import Geometry, Site, Tap
 _GROUP_BYTES = 512 << 20
 Taps = tuple[Tap, ...]
 """Tensors that moments are taken of together: sites that read the same ones share them."""
-
-
-FEW = 4
-"""Positions for each dimension of a second moment, below which it is shrunk, and a user is warned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evidence:
-    """How much a fit stands on.
-
-    Attributes:
-        positions: vectors that were seen, of the site's input or of its output.
-        width: entries of each (for groups, of those of one).
-        effective_rank: of their second moment, the mean taken out where it can be corrected (the least of the groups).
-        patches: of the input that were sampled for nested kinds; 0 where there is no such fit.
-    """
-
-    positions: int
-    width: int
-    effective_rank: float
-    patches: int = 0
-
-    @property
-    def few(self) -> bool:
-        """Whether positions are too few to trust the second moment alone."""
-        return self.positions < FEW * self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +150,7 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     """The spectrum of a site in a metric of its output, exact at every rank, and the mean of its output."""
     weight = site.weight.astype(np.float64)
     second = moments.covariance if site.centred else moments.second
-    known = _evidence(site, second, moments.count)
+    known = evidence_of(site, second, moments.count)
     if site.geometry.groups > 1:
         spectrum = _by_group(site, second, moments.count)
         return Fit(spectrum, moments.mean, moments.mean - site.bias_vector, evidence=known)
@@ -188,13 +162,6 @@ def factorize(site: Site, moments: Moments, metric: Metric | None = None) -> Fit
     linear = weight @ moments.mean
     spectrum = factor_input(weight if metric is None else metric.root @ weight, identity)
     return Fit(spectrum, linear + site.bias_vector, linear, metric=metric, evidence=known)
-
-
-def _evidence(site: Site, second: Array, count: int) -> Evidence:
-    groups = site.geometry.groups
-    width = len(second) // groups
-    blocks = (second[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(groups))
-    return Evidence(count, width, min(map(effective_rank, blocks)))
 
 
 def _by_group(site: Site, second: Array, count: int) -> Factorization:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.calibration import FEW, Evidence
 from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
+from onnx_lowrank.evidence import FEW, Evidence
 from onnx_lowrank.examine import examined
 from onnx_lowrank.files import copy_model, write_model
 from onnx_lowrank.hardware import hardware

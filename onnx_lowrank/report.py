@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank import runtime
-from onnx_lowrank.calibration import Evidence
+from onnx_lowrank.evidence import Evidence
 from onnx_lowrank.latency import processor
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.plan import Decision, Plan

@@ -26,6 +26,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.passes.fold import Folded, fold_following, only_reader, residual
 from onnx_lowrank.passes.tie import tie
+from onnx_lowrank.passes.transposed import is_disjoint, scattering
 from onnx_lowrank.protos import attribute, subgraphs
 from onnx_lowrank.sites import Geometry, Keep, Site, Why
 from onnx_lowrank.values import all_finite
@@ -256,24 +257,9 @@ def _conv(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site
         output_padding=tuple(attribute(node, "output_padding", ())),
         then=_activation(graph, folded.y),
     )
-    if transposed and _is_disjoint(geometry):
-        geometry, folded = _scattering(geometry, folded)
+    if transposed and is_disjoint(geometry):
+        geometry, folded = scattering(geometry, folded)
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
-
-
-def _is_disjoint(geometry: Geometry) -> bool:
-    """Whether no output of a ConvTranspose comes from two positions, and none of what is computed is cut off."""
-    axes = zip(geometry.kernel, geometry.strides, geometry.dilations, strict=True)
-    return all((k - 1) * d < s for k, s, d in axes) and not any(geometry.pads) and geometry.auto_pad == "NOTSET"
-
-
-def _scattering(geometry: Geometry, folded: Folded) -> tuple[Geometry, Folded]:
-    """A ConvTranspose as the map of single positions C → N·taps, its bias once for each tap."""
-    taps = math.prod(geometry.kernel)
-    weight = folded.weight.reshape(geometry.outputs, -1, taps).swapaxes(1, 2).reshape(geometry.outputs * taps, -1)
-    bias = None if folded.bias is None else np.repeat(folded.bias, taps)
-    geometry = dataclasses.replace(geometry, outputs=weight.shape[0], inputs=weight.shape[1])
-    return geometry, dataclasses.replace(folded, weight=weight, bias=bias)
 
 
 def _activation(graph: Graph, y: str) -> str:

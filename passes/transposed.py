@@ -11,11 +11,30 @@ add up, and only factors on the output's side have a closed form (decision 070).
 
 from __future__ import annotations
 
+import dataclasses
 import math
+
+import numpy as np
 
 from onnx_lowrank.fragment import Fragment, Op, X, Y, stored
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.passes.fold import Folded
 from onnx_lowrank.sites import Geometry
+
+
+def is_disjoint(geometry: Geometry) -> bool:
+    """Whether no output of a ConvTranspose comes from two positions, and none of what is computed is cut off."""
+    axes = zip(geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    return all((k - 1) * d < s for k, s, d in axes) and not any(geometry.pads) and geometry.auto_pad == "NOTSET"
+
+
+def scattering(geometry: Geometry, folded: Folded) -> tuple[Geometry, Folded]:
+    """A ConvTranspose as the map of single positions C → N·taps, its bias once for each tap."""
+    taps = math.prod(geometry.kernel)
+    weight = folded.weight.reshape(geometry.outputs, -1, taps).swapaxes(1, 2).reshape(geometry.outputs * taps, -1)
+    bias = None if folded.bias is None else np.repeat(folded.bias, taps)
+    geometry = dataclasses.replace(geometry, outputs=weight.shape[0], inputs=weight.shape[1])
+    return geometry, dataclasses.replace(folded, weight=weight, bias=bias)
 
 
 def transposed_whole(geometry: Geometry, weight: Array, bias: Array) -> Fragment:

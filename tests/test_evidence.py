@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.calibration import FEW, Evidence
+from onnx_lowrank.evidence import FEW, Evidence
 from onnx_lowrank.linalg import effective_rank
 from onnx_lowrank.outcome import thin_evidence
 from onnx_lowrank.patches import PER_DIMENSION

@@ -24,6 +24,7 @@ LEVELS: Final[dict[str, int]] = {
     "settings": 0,
     # arrays and values
     "alternating": 1,
+    "evidence": 1,
     "grouping": 1,
     "labels": 1,
     "linalg": 1,
@@ -194,13 +195,13 @@ SHARED_BY_PASSES: Final = {
     "passes.linear": {"passes.dense", "passes.nystrom", "passes.pivot", "passes.shared", "passes.svd"},
     "passes.svd": {"passes", "passes.conv_svd"},
     "passes.dense": {"passes.merge"},
-    "passes.fold": {"passes.absorb", "passes.merge", "passes.survey"},
+    "passes.fold": {"passes.absorb", "passes.merge", "passes.survey", "passes.transposed"},
     "passes.tie": {"passes.survey"},
     "passes.asym3d": {"passes"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
     "passes.spatial": {"passes", "passes.asym3d"},
-    "passes.transposed": {"passes.dense", "passes.svd"},
+    "passes.transposed": {"passes.dense", "passes.survey", "passes.svd"},
     "passes.tucker": {"passes"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
