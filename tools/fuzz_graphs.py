@@ -148,10 +148,15 @@ def _factored(site: Site, rng: random.Random, *, full: bool) -> tuple[Patch, Pat
 
 
 def _low_rank(site: Site, rank: int, rng: random.Random, full: bool) -> Made:
+    """Of each group for itself, as the convolution or batch of matrices that they are."""
     del rng, full
-    u, s, vt = np.linalg.svd(site.weight.astype(np.float64), full_matrices=False)
-    left, right = u[:, :rank], s[:rank, None] * vt[:rank]
-    return (left, right), left @ right
+    lefts, rights = [], []
+    for weight in np.split(site.weight.astype(np.float64), site.geometry.groups):
+        u, s, vt = np.linalg.svd(weight, full_matrices=False)
+        lefts.append(u[:, :rank])
+        rights.append(s[:rank, None] * vt[:rank])
+    product = np.concatenate([left @ right for left, right in zip(lefts, rights, strict=True)])
+    return (np.concatenate(lefts), np.concatenate(rights)), product
 
 
 def _columns(site: Site, rank: int) -> tuple[Array, Array]:
