@@ -82,7 +82,13 @@ def factor_gram(gram: Array) -> Factorization:
     """Gram form: eigenvectors of the output's second moment `W S Wᵀ` (N×N). Needs no inverse and no input moments."""
     values, vectors = scipy.linalg.eigh(gram)
     clipped = np.clip(values[::-1], 0.0, None)
-    return Factorization(np.ascontiguousarray(vectors[:, ::-1]), clipped, float(clipped.sum()))
+    return Factorization(np.ascontiguousarray(signed(vectors)[:, ::-1]), clipped, float(clipped.sum()))
+
+
+def signed(vectors: Array) -> Array:
+    """Columns with their largest entry positive: which of two signs comes out must not hang on the last bit."""
+    largest = np.abs(vectors).argmax(axis=0)
+    return vectors * np.where(np.take_along_axis(vectors, largest[None], axis=0) < 0, -1.0, 1.0)
 
 
 def factor_groups(grams: Sequence[Array]) -> Factorization:
@@ -114,7 +120,7 @@ def factor_input(weight: Array, second: Array) -> Factorization:
     scaled = (weight @ vectors) * np.sqrt(np.clip(values, 0.0, None))
     basis, singular, _ = scipy.linalg.svd(scaled, full_matrices=False)
     squared = singular**2
-    return Factorization(basis, squared, float(squared.sum()))
+    return Factorization(signed(basis), squared, float(squared.sum()))
 
 
 def end_pivots(basis: Array) -> tuple[slice, slice, Array]:

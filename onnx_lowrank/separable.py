@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from onnx_lowrank.linalg import Array, Factorization, factor_gram
+from onnx_lowrank.linalg import Array, Factorization, factor_gram, signed
 
 _RIDGE = 1e-7  # of the mean variance of the thin features
 _SMALLEST = 1e-9  # of the largest variance: directions below are noise of the accumulation
@@ -115,7 +115,7 @@ def first_filters(weight: Array, covariance: Array, width: int) -> Array:
     values, vectors = scipy.linalg.eigh(np.einsum("ajbj->ab", second) / width)
     root = np.sqrt(np.clip(values, values[-1] * _SMALLEST, None))
     whitened = (root[:, None] * vectors.T) @ by_column.transpose(1, 0, 2).reshape(columns, outputs * width)
-    directions = scipy.linalg.eigh(whitened @ whitened.T)[1][:, ::-1]
+    directions = signed(scipy.linalg.eigh(whitened @ whitened.T)[1])[:, ::-1]
     # They read a column's coordinates along the directions, unwhitened.
     return np.asarray((directions.T / root) @ vectors.T)
 

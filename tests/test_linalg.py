@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg import Array, common_pivots, correct_bias, end_pivots, factor_gram, factor_input
+from onnx_lowrank.linalg import Array, common_pivots, correct_bias, end_pivots, factor_gram, factor_input, signed
 
 EPS = float(np.finfo(np.float64).eps)
 SIZES = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 80), st.integers(0, 2**32 - 1))
@@ -125,3 +125,12 @@ def test_common_pivots_are_never_dead_outputs_where_others_are_alive() -> None:
     bases[1][:2] = 0
     owner, pivots, _ = common_pivots(bases)
     assert (owner, pivots) == (1, slice(2, 5))
+
+
+def test_the_sign_of_a_direction_is_settled() -> None:
+    """The same factors come out of a Gram matrix whichever sign its eigenvectors were found with."""
+    vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((7, 4)))[0]
+    flipped = vectors * np.array([1.0, -1.0, 1.0, -1.0])
+    np.testing.assert_array_equal(signed(vectors), signed(flipped))
+    np.testing.assert_array_equal(np.abs(signed(vectors)), np.abs(vectors))
+    assert (signed(vectors).max(axis=0) == np.abs(vectors).max(axis=0)).all()
