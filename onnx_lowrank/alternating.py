@@ -27,6 +27,9 @@ def alternated(
 ) -> Array:
     """A better first factor of the same rank, r×(K/w); the error with the best second factor never rises.
 
+    The given one where it has more filters than the data have directions: in single precision the features of filters
+    that see next to nothing are noise.
+
     Args:
         weight: W, N×K.
         covariance: S of the patches, K×K.
@@ -40,7 +43,10 @@ def alternated(
     square = covariance.reshape(columns, width, columns, width).astype(np.float32)
     target = (weight @ covariance).reshape(len(weight), columns, width)
     for _ in range(sweeps):
-        second = best_second(first, square, target, rank)
+        try:
+            second = best_second(first, square, target, rank)
+        except scipy.linalg.LinAlgError:
+            break
         gram = (second.T @ second).reshape(thin, width, thin, width)
         by_rank = second.reshape(len(weight), thin, width)
         wanted = np.einsum("rjcj->rc", np.tensordot(by_rank, target, axes=([0], [0])))
@@ -54,6 +60,9 @@ def best_second(first: Array, square: Square, target: Array, rank: int = 0) -> A
     Args:
         square: S as (K/w)×w×(K/w)×w.
         target: W S as N×(K/w)×w.
+
+    Raises:
+        scipy.linalg.LinAlgError: rounding has left features that are not positive definite.
     """
     thin, width = len(first), square.shape[1]
     half = np.tensordot(first.astype(square.dtype), square, axes=1)

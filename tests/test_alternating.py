@@ -79,3 +79,20 @@ def test_a_first_factor_that_reads_all_is_exact() -> None:
     first = alternated(weight, covariance, np.eye(COLUMNS), WIDTH, sweeps=1)
     found = nested_least_squares(weight, covariance, np.zeros(COLUMNS * WIDTH), WIDTH, 10**6, first)
     assert found.relative(COLUMNS) == pytest.approx(0, abs=1e-5)
+
+
+def test_filters_that_see_nothing_are_left_as_they_are() -> None:
+    """Dead channels: more filters than directions, unwhitened by the inverse of next to nothing."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((500, COLUMNS, WIDTH)) * (np.arange(COLUMNS) < 4)[:, None]
+    covariance = np.cov(x.reshape(500, -1).T, bias=True)
+    weight = rng.standard_normal((OUTPUTS, COLUMNS * WIDTH))
+    first = start(weight, covariance, 9)
+    square = covariance.reshape(COLUMNS, WIDTH, COLUMNS, WIDTH)
+    noisy = first * np.where(np.arange(9) < 4, 1.0, 1e6)[:, None]
+    noise = rng.standard_normal((COLUMNS * WIDTH,) * 2) * 1e-8
+    rounded = (square.reshape((COLUMNS * WIDTH,) * 2) + noise + noise.T).reshape(square.shape)
+    with pytest.raises(np.linalg.LinAlgError):
+        best_second(noisy, rounded, (weight @ covariance).reshape(OUTPUTS, COLUMNS, WIDTH))
+    found = alternated(weight, rounded.reshape((COLUMNS * WIDTH,) * 2), noisy, WIDTH)
+    np.testing.assert_array_equal(found, noisy)
