@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from onnx_lowrank.refit import refit
 from onnx_lowrank.repair import repaired, replayed
 from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.settings import Settings
+from tests.saved import data, save
 
 INPUTS, HIDDEN = 128, 512
 
@@ -41,18 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             helper.make_node("Add", [name, f"d{i}"], [f"y{i}"], name=f"join{i}"),
         ]
         name = f"y{i}"
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", INPUTS])
-    y = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", INPUTS])
-    graph = helper.make_graph(nodes, "layers", [x], [y], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
-    samples = {"x": np.random.default_rng(1).standard_normal((32, 128, INPUTS)).astype(np.float32)}
-    for i in range(32):
-        np.savez(folder / f"data-{i:02}.npz", x=samples["x"][i])
+    samples = np.random.default_rng(1).standard_normal((32, 128, INPUTS)).astype(np.float32)
+    save(folder, nodes, tensors, name, samples)
     return folder
-
-
-def data(home: Path) -> list[dict[str, Any]]:
-    return [dict(np.load(path)) for path in sorted(home.glob("data-*.npz"))]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from onnx_lowrank.rewrite import check_matches
 from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.settings import Settings
+from tests.saved import data, save
 
 WIDTH, COMMON = 256, 40
 LETTERS = "qkv"
@@ -51,18 +52,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             helper.make_node("Add", [f"p{i}", f"tv{i}"], [f"y{i}"], name=f"sum{i}"),
         ]
         name = f"y{i}"
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", WIDTH])
-    y = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", WIDTH])
-    graph = helper.make_graph(nodes, "blocks", [x], [y], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
     samples = np.random.default_rng(1).standard_normal((24, 256, WIDTH)).astype(np.float32)
-    for i, sample in enumerate(samples):
-        np.savez(folder / f"data-{i:02}.npz", x=sample)
+    save(folder, nodes, tensors, name, samples)
     return folder
-
-
-def data(home: Path) -> list[dict[str, Any]]:
-    return [dict(np.load(path)) for path in sorted(home.glob("data-*.npz"))]
 
 
 @pytest.fixture(scope="module")
