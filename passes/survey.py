@@ -202,7 +202,6 @@ def _scaled(weight: npt.NDArray[Any], alpha: float) -> npt.NDArray[Any] | None:
 
 
 def _gemm(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site | Why:
-    del fold  # its bias is its own
     value = _values(graph.constants.value(node.input[1]))
     if isinstance(value, Why):
         return value
@@ -215,7 +214,8 @@ def _gemm(graph: Graph, position: int, node: onnx.NodeProto, fold: bool) -> Site
     if bias is None:
         return Why.BIAS
     folded = Folded(weight, bias * attribute(node, "beta", 1.0), (position,), node.output[0])
-    folded = fold_following(graph, folded, 0, 2)
+    if fold:
+        folded = fold_following(graph, folded, 0, 2)
     geometry = _geometry(graph, "Gemm", folded, trans_a=bool(attribute(node, "transA", 0)))
     return Site(graph.names[position], geometry, folded.weight, folded.bias, node.input[0], folded.y, folded.nodes)
 

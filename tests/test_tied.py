@@ -52,6 +52,11 @@ TIED = {
     ),
     "the same input": ("(float[n,12] x) => (float[n,10] y)", "p = MatMul(x, w) o = MatMul(x, w) y = Add(p, o)", (1, 1)),
     "Gemm": (VECTORS, "y = Gemm <transB = 1> (x, v, b) z = Gemm <transB = 1> (u, v, b)", (1, 1)),
+    "a scale behind one Gemm": (
+        VECTORS,
+        "p = Gemm <transB = 1> (x, v, b) y = Mul(p, c) z = Gemm <transB = 1> (u, v, b)",
+        (1, 1),
+    ),
     "Conv": (IMAGES, "p = Conv(x, k) y = Relu(p) z = Conv(u, k)", (1, 1)),
     "one norm": (
         IMAGES,
