@@ -185,7 +185,7 @@ class Settings:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Settings:
-        """Settings out of keyword arguments, folders also as text; an unknown name is refused with a suggestion.
+        """Settings out of keyword arguments; an unknown name is refused with a suggestion.
 
         Raises:
             SettingsError: an unknown name, or a value that cannot be used.
@@ -194,8 +194,7 @@ class Settings:
         for name in table:
             if name not in names:
                 raise SettingsError(f"no setting is called '{name}'{suggestion(name, names)}")
-        folders = {name: Path(table[name]) for name in ("cache", "resume") if isinstance(table.get(name), str)}
-        return cls(**{**table, **folders})
+        return cls(**table)
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:
