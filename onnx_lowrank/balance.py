@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 from scipy.stats import ortho_group
@@ -28,9 +27,6 @@ from onnx_lowrank.noise import balanced_scale
 from onnx_lowrank.protos import attribute, reads
 
 _MATRIX = 2  # axes
-
-Weights = dict[str, npt.NDArray[np.floating]]
-
 _WORST = 1e4  # condition of a second factor that is mixed
 
 
@@ -116,7 +112,8 @@ def second_factor(graph: onnx.GraphProto, thin: Thin) -> Array:
 def mixing(second: Array) -> Array | None:
     """M, r×r, after which the columns of the second factor are orthonormal, turned at random.
 
-    None where the second factor has fewer entries for a channel than there are channels.
+    None for a single channel, and where the second factor has fewer entries for a channel than there are channels, or
+    hardly tells some of them apart.
 
     Args:
         second: N×r×taps.

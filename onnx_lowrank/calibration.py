@@ -15,15 +15,7 @@ from onnx_lowrank.errors import DataError
 from onnx_lowrank.evidence import FEW, Evidence, evidence_of
 from onnx_lowrank.fragment import Kind, Split
 from onnx_lowrank.grouping import grouped
-from onnx_lowrank.linalg import (
-    Array,
-    Factorization,
-    Metric,
-    correct_bias,
-    factor_gram,
-    factor_groups,
-    factor_input,
-)
+from onnx_lowrank.linalg import Array, Factorization, Metric, correct_bias, factor_gram, factor_groups, factor_input
 from onnx_lowrank.moments import Moments, rows
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.projection import Projection

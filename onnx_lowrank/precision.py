@@ -129,22 +129,20 @@ class Lowering:
                 second = np.einsum("nrt,rs->nst", second, np.linalg.inv(mixed))
             return scaling(thin, second, found)[2]
 
-        turns = {t.tensor: mixing(second_factor(plain.graph, t)) for t in pairs}
+        found = spreads(plain)
+        turns = [(t, turn) for t in pairs if (turn := mixing(second_factor(plain.graph, t))) is not None]
+        if not turns:
+            return found
         mixed = onnx.ModelProto()
         mixed.CopyFrom(plain)
-        for thin in pairs:
-            if (turn := turns[thin.tensor]) is not None:
-                mix(mixed.graph, thin, turn)
-        before, after = spreads(plain), spreads(mixed)
-        better = {
-            t.tensor: turn
-            for t in pairs
-            if (turn := turns[t.tensor]) is not None and noise(t, after[t.tensor], turn) < noise(t, before[t.tensor])
-        }
-        for thin in pairs:
-            if thin.tensor in better:
-                mix(plain.graph, thin, better[thin.tensor])
-        return {name: after[name] if name in better else before[name] for name in axes}
+        for thin, turn in turns:
+            mix(mixed.graph, thin, turn)
+        after = spreads(mixed)
+        better = [(t, m) for t, m in turns if noise(t, after[t.tensor], m) < noise(t, found[t.tensor])]
+        for thin, turn in better:
+            mix(plain.graph, thin, turn)
+            found[thin.tensor] = after[thin.tensor]
+        return found
 
     def fragment(self, model: onnx.ModelProto, x: npt.NDArray[Any]) -> tuple[onnx.ModelProto, Feed]:
         """A fragment as it runs inside a model of the precision, and an input of it; `x` is its float input.
