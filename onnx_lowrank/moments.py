@@ -14,6 +14,7 @@ MOST = 10_000
 """Width up to which second moments of a site's input are taken: 0.8 GB; wider ones would not fit into memory."""
 
 _CHUNK_BYTES = 16 << 20
+_PER_CHANNEL = 4  # a chunk has at least one vector for so many channels: adding up width×width is slow, too
 
 
 def rows(activation: npt.NDArray[Any], axis: int | tuple[int, ...]) -> npt.NDArray[Any]:
@@ -35,7 +36,7 @@ class Moments:
 
     def __init__(self, width: int, *, own_precision: bool = False) -> None:
         self._own_precision = own_precision
-        self._step = max(1, _CHUNK_BYTES // (8 * max(width, 1)))
+        self._step = max(1, _CHUNK_BYTES // (8 * max(width, 1)), width // _PER_CHANNEL)
         self._waiting: list[tuple[npt.NDArray[Any], ...]] = []
         self._rows = 0
         self._count = 0

@@ -22,8 +22,8 @@ class Seen:
     """What entered a site, and what should have left it before the ReLU that alone reads it.
 
     Attributes:
-        x: P×K.
-        y: P×N.
+        x: P×K, of the precision to reckon in.
+        y: P×N, of the same.
     """
 
     x: Array
@@ -65,7 +65,7 @@ def polished(
     if task.seen is None or not site.centred:
         return *parts, bias
     last = 0 if kind.split is None else -1
-    features = thin(kind, parts, task.seen.x)
+    features = thin(kind, [part.astype(task.seen.x.dtype) for part in parts], task.seen.x)
     left, moved = rectified(features, task.seen.y, parts[last], bias)
     if kind.split is None and not kind.usable(site.geometry, left):
         return *parts, bias

@@ -18,15 +18,14 @@ _RIDGE = 1e-4  # of the mean variance of a feature
 _EVERY = 5  # one vector in so many decides which step is kept
 
 
-def auxiliary(target: Array, predicted: Array, penalty: float) -> Array:
+def auxiliary(wanted: Array, predicted: Array, penalty: float) -> Array:
     """z for every element: the better of the two solutions, below and above zero.
 
     Args:
-        target: y.
+        wanted: max(y, 0).
         predicted: ŷ.
         penalty: λ.
     """
-    wanted = np.maximum(target, 0)
     below = np.minimum(predicted, 0)
     above = np.maximum((penalty * predicted + wanted) / (penalty + 1), 0)
     loss_below = wanted**2 + penalty * (below - predicted) ** 2
@@ -37,34 +36,42 @@ def auxiliary(target: Array, predicted: Array, penalty: float) -> Array:
 def rectified(features: Array, target: Array, last: Array, bias: Array) -> tuple[Array, Array]:
     """Last factor (N×m) and bias (N) that fit `max(target, 0)`; the given ones where no step is better.
 
-    Vectors that do not take part in the regression decide.
+    Vectors that do not take part in the regression decide. Elementwise steps and products are of the vectors' own
+    precision, the regression of double precision.
 
     Args:
         features: P×m, what the last factor reads.
         target: P×N, before the ReLU.
     """
     test = np.arange(len(features)) % _EVERY == 0
-    seen, wanted = features[~test], target[~test]
+    seen, wanted = features[~test], np.maximum(target[~test], 0)
+    unseen, judged = features[test], np.maximum(target[test], 0)
     if len(seen) <= 2 * features.shape[1]:
         return last, bias
-    mean = seen.mean(axis=0)
-    centred = seen - mean
-    gram = centred.T @ centred / len(seen)
+    mean = seen.mean(axis=0, dtype=np.float64)
+    centred = seen - mean.astype(seen.dtype)
+    gram = (centred.T @ centred).astype(np.float64) / len(seen)
     spread = float(np.trace(gram)) / len(gram)
     if not spread > 0:
         return last, bias
     solver = scipy.linalg.cho_factor(gram + _RIDGE * spread * np.eye(len(gram)))
 
+    def predicted(features: Array, last: Array, bias: Array) -> Array:
+        found = features @ last.T.astype(features.dtype)
+        found += bias.astype(features.dtype)
+        return np.asarray(found)
+
     def loss(last: Array, bias: Array) -> float:
-        error = np.maximum(features[test] @ last.T + bias, 0) - np.maximum(target[test], 0)
-        return float(np.sum(error**2))
+        error = np.maximum(predicted(unseen, last, bias), 0) - judged
+        return float(np.vdot(error, error))
 
     best, least = (last, bias), loss(last, bias)
     for penalty in _PENALTIES:
-        z = auxiliary(wanted, seen @ last.T + bias, penalty)
-        cross = (z - seen @ last.T).T @ centred / len(seen)
+        here = predicted(seen, last, bias)
+        z = auxiliary(wanted, here, penalty)
+        cross = ((z - here).T @ centred).astype(np.float64) / len(seen)  # centred: no bias in it
         last = last + _RELAXED * scipy.linalg.cho_solve(solver, cross.T).T
-        bias = z.mean(axis=0) - last @ mean
+        bias = z.mean(axis=0, dtype=np.float64) - last @ mean
         now = loss(last, bias)
         if now < least:
             best, least = (last, bias), now

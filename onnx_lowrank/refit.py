@@ -157,9 +157,13 @@ class Collected:
         """The vectors, with the mixed target."""
         if not self.x:
             return None
-        x, y = np.concatenate(self.x), np.concatenate(self.y).astype(np.float64)
-        linear = x @ site.weight.astype(x.dtype).T + site.bias_vector
-        return Seen(x, (1 - _SHARE) * linear + _SHARE * y)
+        x = np.concatenate(self.x)
+        x = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
+        target = x @ site.weight.astype(x.dtype).T
+        target += site.bias_vector.astype(x.dtype)
+        target *= 1 - _SHARE
+        target += _SHARE * np.concatenate(self.y)
+        return Seen(x, target)
 
 
 def _joint(

@@ -14,7 +14,7 @@ def test_auxiliary_values_are_the_minimum_of_a_search(penalty: float) -> None:
     y, predicted = rng.standard_normal((2, 40)) * 2
     z = np.linspace(-8, 8, 40_001)[:, None]
     loss = (np.maximum(y, 0) - np.maximum(z, 0)) ** 2 + penalty * (z - predicted) ** 2
-    found = auxiliary(y, predicted, penalty)
+    found = auxiliary(np.maximum(y, 0), predicted, penalty)
     reached = (np.maximum(y, 0) - np.maximum(found, 0)) ** 2 + penalty * (found - predicted) ** 2
     assert reached == pytest.approx(loss.min(axis=0), abs=1e-6)
 
