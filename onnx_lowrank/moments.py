@@ -100,5 +100,12 @@ class Moments:
     def covariance(self) -> Array:
         """E[xxᵀ] − E[x]E[x]ᵀ, width×width."""
         found = self.second
-        found -= np.outer(self.mean, self.mean)
+        less_outer(found, self.mean, self.mean)
         return found
+
+
+def less_outer(matrix: Array, left: Array, right: Array) -> None:
+    """Take `left rightᵀ` off a matrix, in place and without one more of its size."""
+    step = max(_CHUNK_BYTES // (8 * max(len(right), 1)), 1)
+    for start in range(0, len(matrix), step):
+        matrix[start : start + step] -= np.outer(left[start : start + step], right)

@@ -72,11 +72,11 @@ def narrow_fits(
 
 def _narrow(chain: Chain, moments: JointMoments, metric: Metric | None) -> Narrow:
     site = chain.consumer
-    second = moments.covariance if site.centred else moments.second
-    second = shrunk(second, moments.count, lambda: np.eye(site.geometry.inputs))
+    found = moments.settled(centred=site.centred)
+    second = shrunk(found.second, found.count, lambda: np.eye(site.geometry.inputs))
     weight = site.weight.astype(np.float64)
     weighted = weight if metric is None else metric.root @ weight
-    return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
+    return narrowed(chain.producer.name, weighted, second, found.mean, math.prod(site.geometry.kernel))
 
 
 def input_moments(

@@ -14,7 +14,7 @@ from onnx_lowrank.grouping import grouped
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.narrowing import input_moments
 from onnx_lowrank.projection import Projection, projection
-from onnx_lowrank.regression import JointMoments
+from onnx_lowrank.regression import Joint
 from onnx_lowrank.runtime import Feed
 from onnx_lowrank.sites import Site
 
@@ -50,15 +50,15 @@ def projections(
         progress(done, len(groups))
         moments = input_moments(model, folder, [family[0] for family in group], samples, count, provider, seed)
         for family in group:
+            known = moments.pop(family[0].name).settled(centred=family[0].centred)
             for members in sets(family):
                 names = tuple(site.name for site in members)
-                found.setdefault(names[0], {})[names] = _fitted(members, moments[family[0].name], metrics)
+                found.setdefault(names[0], {})[names] = _fitted(members, known, metrics)
     progress(len(groups), len(groups))
     return found
 
 
-def _fitted(members: Family, moments: JointMoments, metrics: Mapping[str, Metric]) -> Projection:
-    second = moments.covariance if members[0].centred else moments.second
-    second = shrunk(second, moments.count, lambda: np.eye(len(second)))
+def _fitted(members: Family, moments: Joint, metrics: Mapping[str, Metric]) -> Projection:
+    second = shrunk(moments.second, moments.count, lambda: np.eye(len(moments.second)))
     weights = [site.weight.astype(np.float64) for site in members]
     return projection(weights, [metrics.get(site.name) for site in members], second, moments.mean)

@@ -55,6 +55,7 @@ def rectified(features: Array, target: Array, last: Array, bias: Array) -> tuple
     if not spread > 0:
         return last, bias
     solver = scipy.linalg.cho_factor(gram + _RIDGE * spread * np.eye(len(gram)))
+    regressed = scipy.linalg.cho_solve(solver, centred.T / len(seen)).astype(seen.dtype)  # m×P, the same for every step
 
     def predicted(features: Array, last: Array, bias: Array) -> Array:
         found = features @ last.T.astype(features.dtype)
@@ -69,8 +70,7 @@ def rectified(features: Array, target: Array, last: Array, bias: Array) -> tuple
     for penalty in _PENALTIES:
         here = predicted(seen, last, bias)
         z = auxiliary(wanted, here, penalty)
-        cross = ((z - here).T @ centred).astype(np.float64) / len(seen)  # centred: no bias in it
-        last = last + _RELAXED * scipy.linalg.cho_solve(solver, cross.T).T
+        last = last + _RELAXED * (regressed @ (z - here)).T  # centred: no bias in it
         bias = z.mean(axis=0, dtype=np.float64) - last @ mean
         now = loss(last, bias)
         if now < least:

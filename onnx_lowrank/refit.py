@@ -44,7 +44,7 @@ from onnx_lowrank.sites import Site
 _SHARE = 0.5  # m of the mixed target
 _MACS = 7.5e11  # multiply-adds that all passes together may take, where the least passes and samples allow it
 _PASSES = (3, 8)  # over the data: least and most
-_GROUP_BYTES = 384 << 20
+_GROUP_BYTES = 512 << 20
 _SAMPLES = 32  # at least, where there are so many
 _POSITIONS_PER_DIMENSION = 2
 _KEPT = 4096  # vectors to fit a last factor to what a ReLU lets through
@@ -224,10 +224,9 @@ def _fit(
     before: Fit | None,
 ) -> Fit:
     """Factors of the moved weight; a layer's order of channels and shared projections, made of all samples, stay."""
-    moments = found.moments
-    weight = site.weight.astype(np.float64)
-    second = moments.covariance if site.centred else moments.second
-    target = towards(weight, second, moments.cross(centred=site.centred), moments.count, _SHARE)
+    moments = found.moments.settled(centred=site.centred)
+    weight, second = site.weight.astype(np.float64), moments.second
+    target = towards(weight, second, moments.cross, moments.count, _SHARE)
     linear = target @ moments.mean
     weighted = target if metric is None else metric.root @ target
     spectrum = factor_gram(weighted @ second @ weighted.T)

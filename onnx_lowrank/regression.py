@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,26 @@ import numpy.typing as npt
 import scipy.linalg
 
 from onnx_lowrank.linalg import Array
-from onnx_lowrank.moments import Moments
+from onnx_lowrank.moments import Moments, less_outer
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """What vectors x, and y where there is one, have said.
+
+    Attributes:
+        count: vectors.
+        mean: E[x], K.
+        second: E[xxᵀ], K×K; the covariance when centred.
+        mean_y: E[y], N.
+        cross: E[yxᵀ], N×K; less E[y]E[x]ᵀ when centred.
+    """
+
+    count: int
+    mean: Array
+    second: Array
+    mean_y: Array
+    cross: Array
 
 
 class JointMoments(Moments):
@@ -33,17 +53,17 @@ class JointMoments(Moments):
             self._sum_y += y.sum(axis=0, dtype=np.float64)
             self._cross += y.T @ chunk
 
-    @property
-    def mean_y(self) -> Array:
-        """E[y], outputs."""
-        self._drain()
-        return self._sum_y / max(self.count, 1)
-
-    def cross(self, *, centred: bool) -> Array:
-        """E[yxᵀ], outputs×width; less E[y]E[x]ᵀ when centred."""
-        self._drain()
-        found = self._cross / max(self.count, 1)
-        return found - np.outer(self.mean_y, self.mean) if centred else found
+    def settled(self, *, centred: bool) -> Joint:
+        """The moments, once all vectors are in: the sums become them, K² numbers are not copied."""
+        mean, count = self.mean, max(self.count, 1)
+        second, cross, mean_y = self._products, self._cross, self._sum_y / count
+        del self._products, self._cross
+        second /= count
+        cross /= count
+        if centred:
+            less_outer(second, mean, mean)
+            less_outer(cross, mean_y, mean)
+        return Joint(count, mean, second, mean_y, cross)
 
 
 def towards(weight: Array, second: Array, cross: Array, count: int, share: float) -> Array:
@@ -66,5 +86,6 @@ def towards(weight: Array, second: Array, cross: Array, count: int, share: float
     residual = cross - weight @ second
     regular = second.copy()
     regular.flat[:: width + 1] += ridge
-    step = scipy.linalg.solve(regular, residual.T, assume_a="pos", overwrite_a=True).T
+    solver = scipy.linalg.cho_factor(regular.T, overwrite_a=True)  # transposed it lies as LAPACK wants it: no copy
+    step = scipy.linalg.cho_solve(solver, residual.T).T
     return np.asarray(weight + share * step)

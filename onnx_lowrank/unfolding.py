@@ -20,7 +20,7 @@ from onnx_lowrank.runtime import Feed, Session, with_outputs
 from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.sites import Site
 
-_GROUP_BYTES = 384 << 20
+_GROUP_BYTES = 640 << 20
 
 
 def nested_fits(
@@ -51,12 +51,11 @@ def nested_fits(
         progress(done, len(groups))
         moments = _collected(model, folder, group, samples, count, provider, seed)
         for site in group:
-            one = moments.pop(site.name)
+            one = moments.pop(site.name).settled(centred=True)
             weight, metric = site.weight.astype(np.float64), metrics.get(site.name)
             weight = weight if metric is None else metric.root @ weight
-            covariance = one.covariance
             found[site.name] = {
-                split: separable(weight, covariance, one.mean, split_width(site.geometry, split), one.count, most)
+                split: separable(weight, one.second, one.mean, split_width(site.geometry, split), one.count, most)
                 for split, most in sites[site.name][1].items()
             }
     progress(len(groups), len(groups))
