@@ -167,7 +167,7 @@ def _at_default_threads(run: Run, staged: Path) -> tuple[Latency, ...]:
     """The timing at the runtime's own thread count, with a warning where the gain is not sure there."""
     if not run.settings.verify_latency:
         return ()
-    default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0, seconds=8.0)[0]
+    default = race_files([run.loaded.file.path, staged], run.loaded, run.settings, threads=0, seconds=6.0)[0]
     if default.ratio.low <= 1:
         run.warnings.append(
             f"at the runtime's default thread count the ratio is {default.ratio.value:.2f} "

@@ -26,7 +26,7 @@ from onnx_lowrank.sensitivity import floored, responses
 
 Decisions = tuple[Decision, ...]
 
-_PROBE_MACS = 1.8e12  # multiply-adds that all probes together may take: half a minute of two cores
+_PROBE_MACS = 2e12  # multiply-adds that all probes together may take: less than a minute of two cores
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
 _POLISH_ROUNDS = 2
 _CORRECTIONS = 4  # searches again with raised estimates

@@ -50,3 +50,13 @@ def test_the_channel_axis_comes_last() -> None:
     found = rows(activation, 1)
     assert found.shape == (40, 3)
     np.testing.assert_array_equal(found[:, 1], activation[:, 1].reshape(-1))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20])
+def test_an_outer_product_is_taken_off_part_by_part(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_CHUNK_BYTES", 3 * 8 * 5)
+    rng = np.random.default_rng(0)
+    matrix, left, right = rng.standard_normal((rows, 5)), rng.standard_normal(rows), rng.standard_normal(5)
+    expected = matrix - np.outer(left, right)
+    moments.less_outer(matrix, left, right)
+    np.testing.assert_array_equal(matrix, expected)
