@@ -52,11 +52,11 @@ def moments(tensors: Tensors, chain: Chain, hidden: Any) -> Joint:
 
 def error(fitted: Joint, tested: Joint, power: float) -> float:
     """Relative error of the best linear map, with its bias, on other samples."""
-    regular = fitted.second + 1e-6 * np.trace(fitted.second) / len(fitted.second) * np.eye(len(fitted.second))
+    regular = fitted.second + 1e-5 * np.trace(fitted.second) / len(fitted.second) * np.eye(len(fitted.second))
     weight = scipy.linalg.solve(regular, fitted.cross.T, assume_a="pos").T
     left = power - 2 * np.sum(weight * tested.cross) + np.sum((weight @ tested.second) * weight)
     bias = fitted.mean_y - weight @ fitted.mean - (tested.mean_y - weight @ tested.mean)
-    return float((left + bias @ bias) / power)
+    return max(float((left + bias @ bias) / power), 0.0)
 
 
 def turned(basis: Array) -> Any:
