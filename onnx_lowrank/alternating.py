@@ -50,7 +50,7 @@ def alternated(
         gram = (second.T @ second).reshape(thin, width, thin, width)
         by_rank = second.reshape(len(weight), thin, width)
         wanted = np.einsum("rjcj->rc", np.tensordot(by_rank, target, axes=([0], [0])))
-        first = _descended(first, wanted, gram, square, steps)
+        first = descended(first, wanted, gram, square, steps)
     return first
 
 
@@ -64,13 +64,7 @@ def best_second(first: Array, square: Square, target: Array, rank: int = 0) -> A
     Raises:
         scipy.linalg.LinAlgError: rounding has left features that are not positive definite.
     """
-    thin, width = len(first), square.shape[1]
-    half = np.tensordot(first.astype(square.dtype), square, axes=1)
-    features = np.tensordot(half, first.astype(square.dtype), axes=([2], [1])).transpose(0, 1, 3, 2)
-    features = features.reshape(thin * width, thin * width).astype(np.float64)
-    cross = np.tensordot(first, target, axes=([1], [1])).transpose(0, 2, 1).reshape(thin * width, -1)
-    ridge = max(_RIDGE * float(np.trace(features)) / len(features), np.finfo(np.float64).tiny)
-    features.flat[:: len(features) + 1] += ridge
+    features, cross = thin_moments(first, square, target)
     second = np.asarray(scipy.linalg.solve(features, cross, assume_a="pos").T)
     if not 0 < rank < len(second):
         return second
@@ -78,7 +72,19 @@ def best_second(first: Array, square: Square, target: Array, rank: int = 0) -> A
     return np.asarray(basis @ (basis.T @ second))
 
 
-def _descended(first: Array, wanted: Array, gram: Array, square: Square, steps: int) -> Array:
+def thin_moments(first: Array, square: Square, target: Array) -> tuple[Array, Array]:
+    """E[zzᵀ] with a small ridge, (r·w)², and E[zyᵀ], (r·w)×N, of thin features; arguments as of `best_second`."""
+    thin, width = len(first), square.shape[1]
+    half = np.tensordot(first.astype(square.dtype), square, axes=1)
+    products = np.tensordot(half, first.astype(square.dtype), axes=([2], [1])).transpose(0, 1, 3, 2)
+    features: Array = products.reshape(thin * width, thin * width).astype(np.float64)
+    cross = np.tensordot(first, target, axes=([1], [1])).transpose(0, 2, 1).reshape(thin * width, -1)
+    ridge = max(_RIDGE * float(np.trace(features)) / len(features), np.finfo(np.float64).tiny)
+    features.flat[:: len(features) + 1] += ridge
+    return features, cross
+
+
+def descended(first: Array, wanted: Array, gram: Array, square: Square, steps: int) -> Array:
     """Conjugate gradients on `Σ (BᵀB) A S = wanted`, preconditioned by the means over the columns."""
     thin, width = gram.shape[:2]
     precise = gram.astype(square.dtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnx_lowrank.branching import Branched, branched
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.evidence import FEW, Evidence, evidence_of
 from onnx_lowrank.fragment import Kind, Split
@@ -61,6 +62,20 @@ class Fit:
         basis = self.factorization.basis[:, :rank]
         return basis if self.metric is None else self.metric.inverse @ basis
 
+    def of(self, kind: Kind, geometry: Geometry, rank: int, inner: int = 0) -> float:
+        """Relative error of the site's output as a kind at a size, in its metric; 1 where there is no such fit."""
+        if kind.split is None or kind.terms == 1:
+            return self.relative(rank, inner, split=kind.split)
+        terms = self.terms(kind, geometry, rank, inner)
+        return 1.0 if terms is None else terms.relative
+
+    def terms(self, kind: Kind, geometry: Geometry, rank: int, inner: int) -> Branched | None:
+        """The terms of a kind that has several, at a size; None where the nested fit has too few filters."""
+        known, filters = self.nested.get(kind.split or "channels"), kind.filters(geometry, rank, inner)
+        if known is None or filters > known.largest or not kind.allows(geometry, rank, inner):
+            return None
+        return branched(known, rank, inner, kind.terms, filters)
+
     def relative(self, rank: int, inner: int = 0, *, split: Split | None = None) -> float:
         """Relative error of the site's output at a size, in its metric; 1 where there is no such approximation."""
         if split is None:
@@ -77,7 +92,7 @@ class Fit:
         if kind.split is None:
             return kind.usable(geometry, self.left(rank))
         known = self.nested.get(kind.split)
-        return known is not None and (inner or rank) <= known.largest
+        return known is not None and kind.filters(geometry, rank, inner) <= known.largest
 
 
 Fits = Mapping[str, Fit]
@@ -215,7 +230,10 @@ def factors(site: Site, fit: Fit, kind: Kind, rank: int, inner: int = 0) -> tupl
     nested = fit.nested[kind.split]
     first, second, computed = nested.factors(inner or rank)
     parts: tuple[Array, ...] = (first, second)
-    if inner:
+    if kind.terms > 1:
+        terms = branched(nested, rank, inner, kind.terms, kind.filters(site.geometry, rank, inner))
+        parts, computed = (terms.first, terms.core, terms.last), terms.computed
+    elif inner:
         left = nested.spectrum(inner).basis[:, :rank]
         parts, computed = (first, left.T @ second, left), left @ (left.T @ computed)
     if fit.metric is not None:

@@ -12,7 +12,7 @@ from onnx_lowrank import measure
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.calibration import Fit, Fits
 from onnx_lowrank.fragment import Fragment, Kind, Size, parse_size, size_text
-from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, rungs
+from onnx_lowrank.ladders import LARGEST, Entry, axis, competing, of_terms, rungs
 from onnx_lowrank.latency import DENSE, LatencyTable
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -87,6 +87,12 @@ def _entries(kind: Kind, geometry: Geometry, fit: Fit) -> list[Entry]:
     nested = fit.nested.get(kind.split)
     if nested is None:
         return []
+    if kind.terms > 1:
+        few = [
+            size for size in of_terms(geometry.channels, geometry.outputs, kind.terms) if kind.allows(geometry, *size)
+        ]
+        macs = {size: kind.macs(geometry, *size) for size in few}
+        return rungs([Entry(kind.name, *s, macs[s], fit.of(kind, geometry, *s), kind.ranks) for s in few], LARGEST)
     inner, outer = axis(nested.largest), axis(kind.max_rank(geometry))
     errors = nested.errors(inner, outer)
     pairs = [
@@ -108,7 +114,7 @@ def known_sizes(
         kind, size = kinds.get(name), parse_size(text)
         if kind is None or size is None or not kind.applies(geometries[0]) or (kind.ranks > 1) != (size[1] > 0):
             continue
-        if size[0] < kind.full(geometries[0]) and any(f.relative(*size, split=kind.split) <= MAX_ERROR for f in fits):
+        if size[0] < kind.full(geometries[0]) and any(f.of(kind, geometries[0], *size) <= MAX_ERROR for f in fits):
             found.setdefault(name, set()).add(size)
     return found
 
@@ -194,7 +200,7 @@ def _choices(
         by_step = {step: ms[label_of(name, size)] for step, size in enumerate(steps)}
         edges = right_edges(by_step, noise)
         for step, size in enumerate(steps):
-            error, cost, time = fit.relative(*size, split=kind.split), kind.macs(geometry, *size), by_step[step]
+            error, cost, time = fit.of(kind, geometry, *size), kind.macs(geometry, *size), by_step[step]
             candidate = Candidate(name, size[0], error, time, error, positions * cost, cost, inner=size[1])
             timed.append(candidate)
             quick = step in edges and time < ms[DENSE] * (1 - noise - MARGIN)

@@ -95,7 +95,8 @@ class Kind:
         shapes: of the factors at a rank, or at a rank and an inner rank.
         full: the rank at which it is exact (with `inner_full`, for two ranks).
         usable: whether a left factor (N×r) can be written so in the stored type.
-        inner_full: the inner rank at which it is exact; None for a kind of one rank.
+        inner_full: the inner rank at which it is exact, or the largest; None for a kind of one rank.
+        terms: how many groups its core has; both ranks are multiples of it.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Kind:
     full: Callable[[Geometry], int] = _low_rank_full
     usable: Callable[[Geometry, Array], bool] = _always
     inner_full: Callable[[Geometry], int] | None = None
+    terms: int = 1
 
     @property
     def ranks(self) -> int:
@@ -121,6 +123,12 @@ class Kind:
         """The ranks that `cost` and `shapes` take."""
         return (rank,) if self.ranks == 1 else (rank, inner)
 
+    def filters(self, geometry: Geometry, rank: int, inner: int = 0) -> int:
+        """How many first filters a nested fit must have at a size: those of several terms are mixed of more."""
+        if self.terms == 1 or self.inner_full is None:
+            return inner or rank
+        return max(inner, min(2 * inner, self.inner_full(geometry)))
+
     def max_rank(self, geometry: Geometry) -> int:
         """Largest rank that costs fewer multiply-adds than the dense weight; 0 when there is none."""
         dense, inner = geometry.outputs * geometry.inputs, 1
@@ -131,7 +139,7 @@ class Kind:
         if not self.applies(geometry) or not 0 < rank <= self.max_rank(geometry):
             return False
         most = 0 if self.inner_full is None else self.inner_full(geometry)
-        if not min(most, 1) <= inner <= most:
+        if not min(most, 1) <= inner <= most or rank % self.terms or inner % self.terms:
             return False
         return self.macs(geometry, rank, inner) < geometry.outputs * geometry.inputs
 

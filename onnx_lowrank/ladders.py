@@ -40,6 +40,16 @@ def axis(most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*((8,) if most < 8 * TILE else ()), *range(step, most + 1, step), most // TILE * TILE]))
 
 
+def of_terms(channels: int, outputs: int, terms: int) -> list[tuple[int, int]]:
+    """Ranks and inner ranks for a core of several groups, few, as each takes a fit: quarters to halves of the channels.
+
+    A group has a multiple of eight channels on both sides, as the runtime's blocked layouts want.
+    """
+    step = 8 * terms
+    values = dict.fromkeys(channels * share // 8 // step * step for share in (2, 3, 4))
+    return [(rank, inner) for inner in values for rank in values if 0 < inner <= rank < outputs]
+
+
 def rungs(entries: Sequence[Entry], most_error: float, points: int = _RUNGS) -> list[Entry]:
     """Sizes on the lower edge of (multiply-adds, error), at about equal ratios of the work, the cheapest first."""
     edge: list[Entry] = []

@@ -10,7 +10,7 @@ import click
 
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.providers import parse_options
-from onnx_lowrank.settings import KIND_NAMES, METRIC_NAMES, POLICY_NAMES, PRECISION_NAMES, default_cache
+from onnx_lowrank.settings import DEFAULT_KINDS, KIND_NAMES, METRIC_NAMES, POLICY_NAMES, PRECISION_NAMES, default_cache
 
 PATH = click.Path(path_type=Path)
 
@@ -89,7 +89,11 @@ BASELINE = (
 WHAT = (
     click.option("--include", multiple=True, metavar="GLOB", help="Only nodes with such names. Repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No nodes with such names. Repeatable."),
-    click.option("--kinds", default=None, help=f"Ways to rewrite a site [default: {','.join(KIND_NAMES)}]."),
+    click.option(
+        "--kinds",
+        default=None,
+        help=f"Ways to rewrite a site, of {','.join(KIND_NAMES)} [default: {','.join(DEFAULT_KINDS)}].",
+    ),
     click.option("--plan-out", type=PATH, help="Write the plan (JSON), to be reviewed and replayed by apply."),
 )
 GOAL = (

@@ -18,8 +18,8 @@ SCHEMA = 3
 class Decision:
     """What becomes of one site: a kind at a rank, or the reason why it keeps its weight.
 
-    `inner` is the rank of the first factor of a kind that has two (`tucker`, `asym3d`), whose `rank` is that of the
-    last; else 0.
+    `inner` is the rank of the first factor of a kind that has two (`tucker`, `asym3d`, `branch2` …), whose `rank` is
+    that of the last; else 0.
     `partner` is the other site of a hidden layer that becomes narrower (kind `nystrom`, where the rank is its width);
     `sharers` are the sites that share a first factor (kind `shared`, all of one rank), this one among them.
     `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`

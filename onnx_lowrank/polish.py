@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from onnx_lowrank.alternating import alternated
+from onnx_lowrank.branching import spread
 from onnx_lowrank.calibration import Fit, factors
 from onnx_lowrank.fragment import Kind, split_width
 from onnx_lowrank.linalg import Array
@@ -56,7 +57,7 @@ def polished(
     the last factor is fitted to what a ReLU lets through.
     """
     rank, inner = size
-    if alternate and kind.split is not None and site.geometry.inputs <= _MOST:
+    if alternate and kind.split is not None and kind.terms == 1 and site.geometry.inputs <= _MOST:
         width, known = split_width(site.geometry, kind.split), fit.nested[kind.split]
         first = alternated(task.weight, task.covariance, known.vertical[: inner or rank], width, rank if inner else 0)
         better = nested_least_squares(task.weight, task.covariance, task.mean, width, known.count, first)
@@ -80,4 +81,4 @@ def thin(kind: Kind, parts: list[Array], x: Array) -> Array:
     first = parts[0]
     by_column = x.reshape(len(x), first.shape[1], -1)
     features = np.einsum("rc,pcj->prj", first, by_column, optimize=True).reshape(len(x), -1)
-    return features if len(parts) == 2 else np.asarray(features @ parts[1].T)
+    return features if len(parts) == 2 else np.asarray(features @ spread(parts[1], kind.terms).T)

@@ -205,7 +205,10 @@ def _fitted_rank(kind: Kind, geometry: Geometry) -> int:
     """Ranks near the break-even of multiply-adds are never faster, and what is kept grows with their square.
 
     Two equal ranks that take three tenths of the work bound the inner one: above that a kind of one rank is better.
+    Terms are mixed of as many filters as their kind ever reads, whatever other kinds ask for.
     """
+    if kind.inner_full is not None and kind.terms > 1:
+        return kind.inner_full(geometry)
     if kind.inner_full is not None:
         limit = geometry.outputs * geometry.inputs * 3 // 10
         most = min(kind.full(geometry), kind.inner_full(geometry))

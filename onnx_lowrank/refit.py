@@ -245,7 +245,7 @@ def _fit(
         one = fit
         if kind.split is not None and filters is not None:
             # For each size on its own: its bits must not depend on which others are asked for.
-            first = filters[: size[1] or size[0]]
+            first = filters[: kind.filters(site.geometry, *size)]
             nested = nested_least_squares(weighted, second, moments.mean, width, moments.count, first)
             one = dataclasses.replace(fit, nested={kind.split: nested})
         if kind.split is not None or seen is not None:

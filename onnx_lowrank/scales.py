@@ -30,16 +30,20 @@ def levelled(first: Array, second: Array, outputs: int) -> tuple[Array, Array]:
     return first * scale, second / scale
 
 
-def levelled_in_turn(*factors: Array) -> tuple[Array, ...]:
+def levelled_in_turn(*factors: Array, groups: int = 1) -> tuple[Array, ...]:
     """Factors that are applied one after the other, each pair `levelled`.
 
     Args:
         factors: each has a row for each channel that it makes, and columns (channels × taps) for those that it reads.
+        groups: of the second one; its rows read the channels of their own group.
     """
     found = list(factors)
-    for index in reversed(range(len(found) - 1)):
+    # A row of a group sees few channels: their scales show only once the first pair has been brought to one.
+    turns = 2 if groups > 1 else 1
+    for index in [*reversed(range(len(found) - 1))] * turns:
         first, second = found[index], found[index + 1]
-        read = second.reshape(len(second), len(first), -1).swapaxes(0, 1)
+        parts = groups if index == 0 else 1
+        read = second.reshape(parts, len(second) // parts, len(first) // parts, -1).swapaxes(1, 2)
         found[index], scaled = levelled(first, read.reshape(len(first), -1), len(second))
-        found[index + 1] = scaled.reshape(read.shape).swapaxes(0, 1).reshape(second.shape)
+        found[index + 1] = scaled.reshape(read.shape).swapaxes(1, 2).reshape(second.shape)
     return tuple(found)

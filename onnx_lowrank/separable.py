@@ -18,7 +18,7 @@ _RIDGE = 1e-7  # of the mean variance of the thin features
 _SMALLEST = 1e-9  # of the largest variance: directions below are noise of the accumulation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Separable:
     """Best second factors for nested first factors, at every rank from one decomposition.
 
@@ -51,9 +51,10 @@ class Separable:
 
     def relative(self, rank: int) -> float:
         """Error at a rank as a fraction of the output's power, corrected for the coefficients fitted to few patches."""
-        return self._relative(float(np.sum(self.coordinates[: rank * self.mean.shape[1]] ** 2)), rank)
+        return self.corrected(float(np.sum(self.coordinates[: rank * self.mean.shape[1]] ** 2)), rank)
 
-    def _relative(self, explained: float, rank: int) -> float:
+    def corrected(self, explained: float, rank: int) -> float:
+        """Relative error of what explains so much with the features of a rank, corrected for few patches."""
         if self.total <= 0:
             return 0.0
         used = rank * self.mean.shape[1]
@@ -69,7 +70,7 @@ class Separable:
             fresh = self.coordinates[done * width : rank * width]
             gram, done = gram + fresh.T @ fresh, rank
             explained = np.cumsum(scipy.linalg.eigvalsh(gram)[::-1])
-            found[row] = [self._relative(float(explained[min(r, len(explained)) - 1]), rank) for r in outer]
+            found[row] = [self.corrected(float(explained[min(r, len(explained)) - 1]), rank) for r in outer]
         return found
 
     def spectrum(self, rank: int) -> Factorization:

@@ -13,7 +13,8 @@ from typing import Any
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.providers import NVIDIA, PROVIDERS, Provider, checked_options
 
-KIND_NAMES = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom", "shared")
+DEFAULT_KINDS = ("svd", "conv_svd", "spatial", "asym3d", "tucker", "pivot", "nystrom", "shared")
+KIND_NAMES = (*DEFAULT_KINDS, "branch2", "branch4", "branch8")
 POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "staircase", "flops")
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
@@ -83,7 +84,7 @@ class Settings:
     policy: str = "knapsack"
     refit: bool = True
     merge: bool = True
-    kinds: tuple[str, ...] = KIND_NAMES
+    kinds: tuple[str, ...] = DEFAULT_KINDS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 256

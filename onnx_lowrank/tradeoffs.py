@@ -126,5 +126,6 @@ _KINDS: Final = ("svd", "conv_svd", "pivot", "spatial", "tucker", "asym3d", "bra
 
 def _class(kind: str) -> str:
     """A kind has one colour in every chart; svd and conv_svd are the same factorisation and never meet."""
+    kind = kind.rstrip("248")  # the groups of a `branch`
     index = max(_KINDS.index(kind), 1) if kind in _KINDS else len(_KINDS)
     return f"k{index} fill"

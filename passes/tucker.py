@@ -21,21 +21,23 @@ from onnx_lowrank.scales import levelled_in_turn
 from onnx_lowrank.sites import Geometry
 
 
-def three_convolutions(geometry: Geometry, first: Array, core: Array, last: Array, bias: Array) -> Fragment:
-    """`last` N×r after `core` r×(s·k²) after `first` s×C, plus bias N."""
+def three_convolutions(
+    geometry: Geometry, first: Array, core: Array, last: Array, bias: Array, groups: int = 1
+) -> Fragment:
+    """`last` N×r after `core` r×(s/g·k²) of g groups after `first` s×C, plus bias N."""
     ones, inner, rank = (1,) * len(geometry.kernel), len(first), len(core)
-    first, core, last = levelled_in_turn(first, core, last)
+    first, core, last = levelled_in_turn(first, core, last, groups=groups)
     constants = {
         "down.weight": stored(first.reshape(inner, geometry.channels, *ones), geometry),
-        "core.weight": stored(core.reshape(rank, inner, *geometry.kernel), geometry),
+        "core.weight": stored(core.reshape(rank, inner // groups, *geometry.kernel), geometry),
         "up.weight": stored(last.reshape(geometry.outputs, rank, *ones), geometry),
         "up.bias": stored(bias, geometry),
     }
-    pointwise = {"kernel_shape": list(ones)}
+    pointwise, grouped = {"kernel_shape": list(ones)}, {"group": groups} if groups > 1 else {}
     return Fragment(
         (
             Op("down", "Conv", (X, "down.weight"), "thin", pointwise),
-            Op("core", "Conv", ("thin", "core.weight"), "small", geometry.conv_attributes),
+            Op("core", "Conv", ("thin", "core.weight"), "small", geometry.conv_attributes | grouped),
             Op("up", "Conv", ("small", "up.weight", "up.bias"), Y, pointwise),
         ),
         constants,

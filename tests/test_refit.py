@@ -18,6 +18,7 @@ from onnx_lowrank.run import Clock, Run, start, unrepaired
 from onnx_lowrank.settings import Settings
 
 WIDTH, LAYERS = 24, 7
+TWO, TERMS = ("tucker", "asym3d"), ("branch2", "branch2")
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +104,9 @@ def test_what_a_repair_wins_is_spent_on_a_faster_plan_that_is_repaired_too(run: 
     )
 
 
-def pairs(inner: int) -> tuple[Decision, ...]:
+def pairs(inner: int, *names: str) -> tuple[Decision, ...]:
     """The 3×3 convolutions as kinds of two ranks."""
-    kinds = {f"conv{i}": ("tucker", "asym3d")[i % 2] for i in range(1, LAYERS - 1)}
+    kinds = {f"conv{i}": names[i % 2] for i in range(1, LAYERS - 1)}
     return tuple(
         dataclasses.replace(d, kind=kinds[d.node], rank=10, inner=inner) if d.node in kinds else d
         for d in decisions(12)
@@ -121,7 +122,11 @@ def choices(plan: tuple[Decision, ...]) -> list[Choices]:
     ]
 
 
-@pytest.mark.parametrize(("mild", "bold"), [(decisions(20), decisions(12)), (pairs(9), pairs(6))], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("mild", "bold"),
+    [(decisions(20), decisions(12)), (pairs(9, *TWO), pairs(6, *TWO)), (pairs(8, *TERMS), pairs(6, *TERMS))],
+    ids=["one", "two", "terms"],
+)
 def test_the_next_faster_size_is_polished_along_and_replayed_to_the_bit(
     run: Run, mild: tuple[Decision, ...], bold: tuple[Decision, ...]
 ) -> None:

@@ -77,7 +77,7 @@ def ill_scaled(kind: Kind, geometry: Geometry, largest: float) -> list[npt.NDArr
         parts.reverse()
     wild = 10.0 ** rng.permutation(np.linspace(-8, 8, len(parts[0])))
     parts[0] *= wild[:, None]
-    groups = geometry.groups if kind.split is None else 1
+    groups = geometry.groups if kind.split is None else kind.terms
     by_channel = parts[1].reshape(groups, len(parts[1]) // groups, len(wild) // groups, -1)
     parts[1] = (by_channel / wild.reshape(groups, 1, -1, 1)).reshape(parts[1].shape)
     parts[-1] *= largest

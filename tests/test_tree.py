@@ -24,6 +24,7 @@ LEVELS: Final[dict[str, int]] = {
     "settings": 0,
     # arrays and values
     "alternating": 1,
+    "branching": 1,
     "evidence": 1,
     "grouping": 1,
     "labels": 1,
@@ -110,6 +111,7 @@ LEVELS: Final[dict[str, int]] = {
     "passes": 5,
     "passes.absorb": 5,
     "passes.asym3d": 5,
+    "passes.branch": 5,
     "passes.conv_svd": 5,
     "passes.dense": 5,
     "passes.fold": 5,
@@ -198,11 +200,12 @@ SHARED_BY_PASSES: Final = {
     "passes.fold": {"passes.absorb", "passes.merge", "passes.survey", "passes.transposed"},
     "passes.tie": {"passes.survey"},
     "passes.asym3d": {"passes"},
+    "passes.branch": {"passes"},
     "passes.conv_svd": {"passes"},
     "passes.pivot": {"passes"},
     "passes.spatial": {"passes", "passes.asym3d"},
     "passes.transposed": {"passes.dense", "passes.survey", "passes.svd"},
-    "passes.tucker": {"passes"},
+    "passes.tucker": {"passes", "passes.branch"},
 }
 """Which passes may import another one: the order in `passes`, and the few helpers that are shared."""
 
