@@ -110,8 +110,9 @@ def _held(geometry: Geometry) -> int:
 
 
 def _batches(geometry: Geometry, labels: list[str], copies: int) -> Iterator[list[str]]:
-    """Fragments whose sessions are open at once: each holds its activations, several times over."""
-    held = _held(geometry) * copies
+    """Fragments whose sessions are open at once: each holds its activations and its weights, several times over."""
+    weights = geometry.outputs * geometry.inputs * dtype_of(geometry).itemsize // 2  # factors have less than that
+    held = (_held(geometry) + _COPIES * weights) * copies
     return grouped(labels, lambda label: held, _OPEN_BYTES)  # noqa: ARG005
 
 

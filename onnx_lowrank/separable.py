@@ -14,7 +14,7 @@ import scipy.linalg
 
 from onnx_lowrank.linalg import Array, Factorization, factor_gram, signed
 
-_RIDGE = 1e-7  # of the mean variance of the thin features
+_RIDGE = 1e-7  # of the mean variance of the first filter's features
 _SMALLEST = 1e-9  # of the largest variance: directions below are noise of the accumulation
 
 
@@ -131,7 +131,9 @@ def nested_least_squares(
     thin = most * width
     features = np.tensordot(half, first, axes=([2], [1])).transpose(0, 1, 3, 2).reshape(thin, thin)
     cross = np.tensordot(half, weight.reshape(outputs, columns, width), axes=([2, 3], [1, 2])).reshape(thin, outputs)
-    lower = _lower(features, max(_RIDGE * float(np.trace(features)) / thin, np.finfo(np.float64).tiny))
+    # Of the first filter alone: what is fitted at a rank must not depend on how many more were asked for.
+    spread = float(np.trace(features[:width, :width])) / width
+    lower = _lower(features, max(_RIDGE * spread, np.finfo(np.float64).tiny))
     coordinates = scipy.linalg.solve_triangular(lower, cross, lower=True)
     power = float(np.sum((weight @ covariance) * weight))
     return Separable(first, lower, coordinates, power, mean.reshape(columns, width), count)

@@ -283,3 +283,12 @@ def test_what_has_no_two_axes_is_left_alone(geometry: Geometry) -> None:
 def test_the_largest_rank_costs_less_than_dense() -> None:
     rank = SPATIAL.max_rank(PLAIN)
     assert SPATIAL.cost(PLAIN, rank) < 12 * 45 <= SPATIAL.cost(PLAIN, rank + 1)
+
+
+@pytest.mark.parametrize("split", ["columns", "channels"])
+def test_what_is_fitted_at_a_rank_does_not_depend_on_the_largest_one(split: Split) -> None:
+    x, weight, _ = data(PLAIN)
+    few, many = (fit(PLAIN, x, weight, ranks, split) for ranks in (2, 4))
+    assert few.relative(2) == pytest.approx(many.relative(2), rel=1e-9)
+    for one, other in zip(few.factors(2), many.factors(2), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10 * np.abs(other).max())

@@ -2,8 +2,8 @@
 
 python tools/bench_heads.py MODEL.onnx SAMPLES.npz …
 
-Head by head, scores `qᵀk` become `qᵀABᵀk` of a rank (SVD of `S_q^½ S_k^½`, keys centred, as a softmax does not see what all
-have in common), and what the heads give is projected in the metric of the site that reads it, its mean kept in that
+Head by head, scores `qᵀk` become `qᵀABᵀk` of a rank (SVD of `S_q^½ S_k^½`, keys centred, as a softmax does not see what
+all have in common), and what the heads give is projected in the metric of the site that reads it, its mean kept in that
 site's bias: the closed forms of MoDeGPT (arXiv 2408.09632, types II and III). Against them `pivot` on each of the same
 sites, in the metric of attention (decision 018), at the same multiply-adds. Printed is the loss of the outputs on
 held-out samples, all attentions rewritten at once.
@@ -81,7 +81,10 @@ def narrowed(run: Run, found: list[Attention], share: float) -> tuple[Weights, W
     scored: dict[str, tuple[Array, Array]] = {}
     mixed: dict[str, tuple[Array, Array]] = {}
     for one in found:
-        assert one.query is not None and one.key is not None and one.value is not None and one.reader is not None
+        assert one.query is not None
+        assert one.key is not None
+        assert one.value is not None
+        assert one.reader is not None
         mix = run.loaded.graph.protos[run.loaded.graph.readers(one.weights)[-1]].output[0]
         queries, keys, mixes = by_head(run, [one.queries, one.keys, mix], [True, False, True])
         width = len(queries[0].mean)
@@ -120,7 +123,8 @@ def main() -> None:
     for share in SHARES:
         scored, mixed = narrowed(run, found, share)
         line = [loss(run, w) for w in (scored, pivoted(run, first, share), mixed, pivoted(run, second, share))]
-        print("{0:g}: QK {1:.5f}, {2:.5f}; VO {3:.5f}, {4:.5f}".format(share, *line), flush=True)
+        texts = [f"{value:.5f}" for value in line]
+        print(f"{share:g}: QK {texts[0]}, {texts[1]}; VO {texts[2]}, {texts[3]}", flush=True)
 
 
 if __name__ == "__main__":
