@@ -33,8 +33,8 @@ DENSE, CONTROL = "dense", "dense again"
 
 _FRAGMENTS = 2  # counts up when a kind builds other nodes, so that no older time is taken for them
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.08
-_COPIES, _OPEN_BYTES = 5, 512 << 20
-_ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 3, 1.2
+_COPIES, _OPEN_BYTES = 5, 768 << 20
+_ROUNDS, _MIN_ROUNDS, _SECONDS = 9, 4, 1.5
 
 
 def processor() -> str:

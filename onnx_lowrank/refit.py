@@ -44,7 +44,7 @@ from onnx_lowrank.sites import Site
 _SHARE = 0.5  # m of the mixed target
 _MACS = 7.5e11  # multiply-adds that all passes together may take, where the least passes and samples allow it
 _PASSES = (3, 8)  # over the data: least and most
-_GROUP_BYTES = 512 << 20
+_GROUP_BYTES = 384 << 20
 _SAMPLES = 32  # at least, where there are so many
 _POSITIONS_PER_DIMENSION = 2
 _KEPT = 4096  # vectors to fit a last factor to what a ReLU lets through
