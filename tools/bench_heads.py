@@ -12,6 +12,7 @@ held-out samples, all attentions rewritten at once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,8 @@ def by_head(run: Run, tensors: list[str], last: list[bool]) -> list[list[Moments
     """Moments of tensors B×H×T×d (B×H×d×T where `last` is not set), head by head."""
     session = Session(with_outputs(run.loaded.file.model, tensors), threads=0, folder=run.loaded.file.folder)
     found: list[list[Moments]] = []
-    for _, sample in zip(range(SAMPLES), run.loaded.calibration, strict=False):
+    count = sum(1 for _ in run.loaded.calibration)
+    for sample in itertools.islice(run.loaded.calibration, 0, None, max(count // SAMPLES, 1)):
         values = session.run(sample, tensors)
         values = [x if plain else x.swapaxes(-1, -2) for x, plain in zip(values, last, strict=True)]
         found = found or [[Moments(x.shape[3]) for _ in range(x.shape[1])] for x in values]
