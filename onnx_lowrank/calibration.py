@@ -228,14 +228,16 @@ def factors(site: Site, fit: Fit, kind: Kind, rank: int, inner: int = 0) -> tupl
     if kind.split not in fit.nested:
         raise ValueError(f"site {site.name} has no nested fit of its {kind.split}")
     nested = fit.nested[kind.split]
-    first, second, computed = nested.factors(inner or rank)
-    parts: tuple[Array, ...] = (first, second)
+    parts: tuple[Array, ...]
     if kind.terms > 1:
         terms = branched(nested, rank, inner, kind.terms, kind.filters(site.geometry, rank, inner))
         parts, computed = (terms.first, terms.core, terms.last), terms.computed
-    elif inner:
-        left = nested.spectrum(inner).basis[:, :rank]
-        parts, computed = (first, left.T @ second, left), left @ (left.T @ computed)
+    else:
+        first, second, computed = nested.factors(inner or rank)
+        parts = (first, second)
+        if inner:
+            left = nested.spectrum(inner).basis[:, :rank]
+            parts, computed = (first, left.T @ second, left), left @ (left.T @ computed)
     if fit.metric is not None:
         parts, computed = (*parts[:-1], fit.metric.inverse @ parts[-1]), fit.metric.inverse @ computed
     return *parts, fit.mean - computed
