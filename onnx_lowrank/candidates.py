@@ -122,11 +122,14 @@ def known_sizes(
 def adaptive_times(
     geometries: tuple[Geometry, ...], sizes: Sizes, kinds: Mapping[str, Kind], table: LatencyTable
 ) -> dict[str, float]:
-    """Milliseconds by label, the mean over geometries; between steep edges more ranks are timed. Adds to `sizes`."""
+    """Milliseconds by label, the mean over geometries; between steep edges more ranks are timed. Adds to `sizes`.
+
+    Dense is timed without any sizes too: a site may gain together with others only.
+    """
     times: dict[str, float] = {}
     for _ in range(1 + (_ON_A_CARD if Provider.of(table.provider).on_device else _REFINEMENTS)):
         labels = {label_of(name, size): (kinds[name], size) for name in sizes for size in sorted(sizes[name])}
-        if not labels.keys() - times.keys():
+        if times and not labels.keys() - times.keys():
             break
         times = _mean([_time(geometry, labels, table) for geometry in geometries])
         if DENSE not in times:

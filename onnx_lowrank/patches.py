@@ -11,8 +11,8 @@ import numpy.typing as npt
 from onnx_lowrank.linalg import Index
 from onnx_lowrank.sites import Geometry
 
-PER_DIMENSION = 3
-"""Sampled positions for each entry of a patch, over all samples."""
+_PER_DIMENSION, _PER_WIDE_DIMENSION = 12, 3
+_WIDE = 2400
 
 
 def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -28,6 +28,16 @@ def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, in
         small = total // 2
         found.append((small, total - small) if geometry.auto_pad == "SAME_UPPER" else (total - small, small))
     return tuple(found)
+
+
+def enough(geometry: Geometry, samples: int) -> int:
+    """Positions to take of each of so many samples.
+
+    Twelve in all for each entry of a patch: with fewer an error looks better than it is. Of wide patches three, the
+    products of more would take the time of everything else.
+    """
+    each = _PER_DIMENSION if geometry.inputs <= _WIDE else _PER_WIDE_DIMENSION
+    return max(math.ceil(each * geometry.inputs / samples), 16)
 
 
 def sampled(x: npt.NDArray[Any], geometry: Geometry, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:

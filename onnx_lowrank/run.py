@@ -14,6 +14,7 @@ import onnx
 
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.metrics import new_loss
@@ -21,7 +22,7 @@ from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.passes.shared import SHARED
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.precision import Lowering
-from onnx_lowrank.prepare import Loaded, Progress, calibrate, load
+from onnx_lowrank.prepare import Loaded, Progress, load
 from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session, version

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx_lowrank.evidence import FEW, Evidence
 from onnx_lowrank.linalg import effective_rank
 from onnx_lowrank.outcome import thin_evidence
-from onnx_lowrank.patches import PER_DIMENSION
+from onnx_lowrank.patches import enough
 from onnx_lowrank.run import Clock, start
 from onnx_lowrank.settings import Settings
 
@@ -60,7 +60,8 @@ def test_a_run_counts_what_it_saw(tmp_path: Path) -> None:
     assert one is not None
     assert two is not None
     assert (one.positions, one.width, one.few) == (100 * count, 8, False)
-    assert one.patches == max(-(-PER_DIMENSION * 36 // count), 16) * count
+    geometry = next(site.geometry for site in run.loaded.sites if site.name == "one")
+    assert one.patches == min(enough(geometry, count), 100) * count
     assert (two.positions, two.width, two.patches) == (64 * count, 4, 0)
     assert 1 < one.effective_rank <= 8
     assert 1 < two.effective_rank <= 4

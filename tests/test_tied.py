@@ -17,6 +17,7 @@ import onnx_lowrank
 from onnx_lowrank.calibration import collect, factorize
 from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import ModelFile
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y
 from onnx_lowrank.graph import Graph, Patch, Place
 from onnx_lowrank.insitu import by_site, dense_times, tails
@@ -25,7 +26,7 @@ from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prepare import calibrate, load
+from onnx_lowrank.prepare import load
 from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings

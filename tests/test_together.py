@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 from onnx_lowrank.families import Apart, families, family_of
 from onnx_lowrank.files import read_model
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prepare import Loaded, calibrate, load
+from onnx_lowrank.prepare import Loaded, load
 from onnx_lowrank.protos import subgraphs
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session

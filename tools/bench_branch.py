@@ -30,7 +30,7 @@ from onnx_lowrank.passes.asym3d import ASYM3D
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.spatial import SPATIAL
 from onnx_lowrank.passes.tucker import TUCKER
-from onnx_lowrank.patches import PER_DIMENSION, sampled
+from onnx_lowrank.patches import enough, sampled
 from onnx_lowrank.runtime import Session, with_outputs
 from onnx_lowrank.separable import first_filters, separable
 from onnx_lowrank.settings import Settings
@@ -81,7 +81,7 @@ def layers(model: Path, data: Path, names: list[str]) -> dict[str, Layer]:
         for feed in feeds:
             values = dict(zip(tensors, session.run(feed, tensors), strict=True))
             for site, moments in zip(sites, found[-1], strict=True):
-                wanted = math.ceil(PER_DIMENSION * site.geometry.inputs / len(feeds))
+                wanted = enough(site.geometry, len(feeds))
                 moments.add(sampled(values[site.x], site.geometry, wanted, rng))
     return {site.name: Layer(site, *pair) for site, *pair in zip(sites, *found, strict=True)}
 

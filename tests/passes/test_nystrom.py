@@ -16,10 +16,11 @@ from onnx_lowrank.calibration import Fit, Fits
 from onnx_lowrank.chains import Chain, chain_after
 from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import read_model
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.passes.nystrom import narrow_positions
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prepare import calibrate, load
+from onnx_lowrank.prepare import load
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings

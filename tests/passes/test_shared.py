@@ -14,9 +14,10 @@ from onnx import numpy_helper
 
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.errors import PassError, SettingsError
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.passes.shared import Pivots, most_rank, shared_cost
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prepare import Loaded, calibrate, load
+from onnx_lowrank.prepare import Loaded, load
 from onnx_lowrank.rewrite import check_matches, rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings

@@ -13,10 +13,11 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.survey import survey
-from onnx_lowrank.prepare import calibrate, load
+from onnx_lowrank.prepare import load
 from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
