@@ -8,6 +8,9 @@ import sys
 
 def main() -> None:
     """Run the command line; an interrupt while it is being imported ends as every other one does."""
+    # Threads of numpy's and scipy's OpenBLAS wait for work in a loop, by default for 2²⁸ cycles after every product: a
+    # run of the model that follows has one core less for so long. Read when they are imported.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
     try:
         from onnx_lowrank import cli
     except KeyboardInterrupt:

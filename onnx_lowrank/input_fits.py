@@ -53,8 +53,10 @@ def input_fits(
     """
     ranks = {site.name: _largest(site, allowed.get(site.name, ())) for site in loaded.sites}
     joint = settings.policy == "knapsack"  # the baselines do not know kinds of several sites
-    chains = {chain.consumer.name: chain for chain in _layers(loaded, allowed)} if joint else {}
-    sharing = {family[0].name: family for family in _families(loaded, allowed)} if joint else {}
+    layers = {chain.consumer.name: chain for chain in _layers(loaded)}
+    chains = {name: chain for name, chain in layers.items() if joint and NYSTROM in allowed.get(name, ())}
+    asked = [site for site in loaded.sites if joint and SHARED in allowed.get(site.name, ())]
+    sharing = {family[0].name: family for family in _families(asked)}
     wanted = [site for site in loaded.sites if ranks[site.name] or site.name in chains or site.name in sharing]
     nested: dict[str, dict[Split, Separable]] = {}
     narrow: dict[str, Narrow] = {}
@@ -63,6 +65,7 @@ def input_fits(
         loaded.file.model,
         loaded.file.folder,
         wanted,
+        {*layers, *(site.name for family in _families(loaded.sites) for site in family)},
         loaded.calibration,
         bytes_of=lambda site: 4 * max(math.prod(shape) for shape in loaded.runs[0][site.nodes[0]].input_shapes),
         provider=settings.provider,
@@ -122,17 +125,16 @@ def _nested(site: Site, most: Mapping[Split, int], moments: Joint, metric: Metri
     }
 
 
-def _layers(loaded: Loaded, allowed: Mapping[str, Sequence[str]]) -> list[Chain]:
+def _layers(loaded: Loaded) -> list[Chain]:
     """Layers that may become narrower: small enough, and of patches that can be taken.
 
-    Which layers there are depends on the sites alone.
+    Which layers there are depends on the sites alone, not on the kinds that are asked for: a replay finds the same.
     """
 
     def fits_in(geometry: Geometry) -> bool:
         return geometry.inputs <= _MOST_NARROW and (geometry.pointwise or len(geometry.kernel) == 2)
 
-    chains = disjoint_chains(loaded.graph, loaded.sites)
-    return [c for c in chains if fits_in(c.consumer.geometry) and NYSTROM in allowed.get(c.consumer.name, ())]
+    return [c for c in disjoint_chains(loaded.graph, loaded.sites) if fits_in(c.consumer.geometry)]
 
 
 def _narrow(chain: Chain, moments: Joint, metric: Metric | None) -> Narrow:
@@ -144,9 +146,9 @@ def _narrow(chain: Chain, moments: Joint, metric: Metric | None) -> Narrow:
     return narrowed(chain.producer.name, weighted, second, moments.mean, math.prod(site.geometry.kernel))
 
 
-def _families(loaded: Loaded, allowed: Mapping[str, Sequence[str]]) -> tuple[Family, ...]:
-    wanted = [site for site in loaded.sites if SHARED in allowed.get(site.name, ())]
-    return families([site for site in wanted if PIVOT.applies(site.geometry)])
+def _families(sites: Sequence[Site]) -> tuple[Family, ...]:
+    """Those of the sites that a shared factor can be written for."""
+    return families([site for site in sites if PIVOT.applies(site.geometry)])
 
 
 def _projection(members: Family, moments: Joint, metrics: Mapping[str, Metric]) -> Projection:

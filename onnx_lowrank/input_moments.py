@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def input_moments(
     model: onnx.ModelProto,
     folder: Path,
     sites: Sequence[Site],
+    many: Collection[str],
     samples: Iterable[Feed],
     *,
     bytes_of: Callable[[Site], int],
@@ -36,10 +37,10 @@ def input_moments(
 ) -> Iterator[tuple[Site, JointMoments]]:
     """Each site with the moments of what it reads; of a convolution's patches only as many as are enough.
 
-    What is sampled for a site depends on the site, the samples and the seed alone. Sites are run in groups that fit
-    into memory.
+    What is sampled for a site does not depend on the others. Sites are run in groups that fit into memory.
 
     Args:
+        many: names of the sites whose patches many are taken of.
         bytes_of: size of a site's input for one sample.
         progress: called with (groups done, groups).
 
@@ -50,7 +51,8 @@ def input_moments(
     groups = list(grouped(sites, lambda site: bytes_of(site) + 8 * site.geometry.inputs**2, _GROUP_BYTES))
     for done, group in enumerate(groups):
         progress(done, len(groups))
-        moments = _collected(model, folder, group, samples, count, provider, seed)
+        wanted = {site.name: enough(site.geometry, count, many=site.name in many) for site in group}
+        moments = _collected(model, folder, group, wanted, samples, provider, seed)
         for site in group:
             yield site, moments.pop(site.name)
     progress(len(groups), len(groups))
@@ -60,8 +62,8 @@ def _collected(
     model: onnx.ModelProto,
     folder: Path,
     group: Sequence[Site],
+    wanted: Mapping[str, int],
     samples: Iterable[Feed],
-    count: int,
     provider: str,
     seed: int,
 ) -> dict[str, JointMoments]:
@@ -75,7 +77,7 @@ def _collected(
             geometry, read = site.geometry, [(place.x, tensors[place.x]) for place in site.places]
             made = [math.prod(output_sizes(x.shape, geometry)) if geometry.op == "Conv" else 1 for _, x in read]
             for (name, x), positions in zip(read, made, strict=True):
-                share = -(-enough(geometry, count) * positions // sum(made))  # by the positions that each place has
+                share = -(-wanted[site.name] * positions // sum(made))  # by the positions that each place has
                 with blaming(name):
                     moments[site.name].add(_vectors(geometry, x, share, rngs[site.name]))
     return moments

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from onnx_lowrank.linalg import Index
 from onnx_lowrank.sites import Geometry
 
-_PER_DIMENSION, _PER_WIDE_DIMENSION = 12, 3
-_WIDE = 2400
+_PER_DIMENSION, _MANY_PER_DIMENSION = 3, 12
 
 
 def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -30,14 +29,13 @@ def padding(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[tuple[int, in
     return tuple(found)
 
 
-def enough(geometry: Geometry, samples: int) -> int:
-    """Positions to take of each of so many samples.
+def enough(geometry: Geometry, samples: int, *, many: bool = False) -> int:
+    """Positions to take of each of so many samples: three in all for each entry of a patch.
 
-    Twelve in all for each entry of a patch: with fewer an error looks better than it is. Of wide patches three, the
-    products of more would take the time of everything else.
+    Args:
+        many: twelve, where an error is told by second moments without any correction for few patches.
     """
-    each = _PER_DIMENSION if geometry.inputs <= _WIDE else _PER_WIDE_DIMENSION
-    return max(math.ceil(each * geometry.inputs / samples), 16)
+    return max(math.ceil((_MANY_PER_DIMENSION if many else _PER_DIMENSION) * geometry.inputs / samples), 16)
 
 
 def sampled(x: npt.NDArray[Any], geometry: Geometry, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import onnx
 
-from onnx_lowrank.calibration import Fits, factors, narrow_fit, shared_fit
+from onnx_lowrank.calibration import Fit, Fits, factors, narrow_fit, shared_fit
 from onnx_lowrank.chains import Chain, chain_after
 from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.families import Apart, Family, common, family_of, sets
@@ -24,22 +25,39 @@ from onnx_lowrank.plan import Decision
 from onnx_lowrank.sites import Site
 
 
-def patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
+@dataclasses.dataclass
+class Latest:
+    """The latest patch of each site alone: between the plans of a search most sites stay what they were."""
+
+    known: dict[str, tuple[Fit, tuple[str | None, int, int], Patch]] = dataclasses.field(default_factory=dict)
+
+    def patch(self, site: Site, fit: Fit, decision: Decision) -> Patch:
+        """The site's patch, made again where its fit, kind or size is another one."""
+        known, rank, inner = self.known.get(site.name), decision.rank or 0, decision.inner
+        if known is None or known[0] is not fit or known[1] != (decision.kind, rank, inner):
+            kind = next(kind for kind in KINDS if kind.name == decision.kind)
+            patch = patch_of(site, kind.build(site.geometry, *factors(site, fit, kind, rank, inner)), kind.name)
+            known = self.known[site.name] = (fit, (kind.name, rank, inner), patch)
+        return known[2]
+
+
+def patches(
+    graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision], latest: Latest | None = None
+) -> Iterator[Patch]:
     """One patch for every decision that changes a site; sites that are decided together share one.
 
     Args:
         graph: before the first of them.
+        latest: patches that may be taken as they are, of the same sites.
     """
+    latest = latest or Latest()
     by_name = {site.name: site for site in sites}
-    kinds = {kind.name: kind for kind in KINDS}
     yield from _narrow_patches(graph, sites, fits, [d for d in decisions if d.kind == NYSTROM])
     yield from _shared_patches(sites, fits, [d for d in decisions if d.kind == SHARED])
     for decision in decisions:
         if decision.kind in (None, NYSTROM, SHARED) or decision.rank is None:
             continue
-        site, fit, kind = by_name[decision.node], fits[decision.node], kinds[decision.kind]
-        fragment = kind.build(site.geometry, *factors(site, fit, kind, decision.rank, decision.inner))
-        yield patch_of(site, fragment, kind.name)
+        yield latest.patch(by_name[decision.node], fits[decision.node], decision)
 
 
 def _narrow_patches(graph: Graph, sites: Sequence[Site], fits: Fits, decisions: Sequence[Decision]) -> Iterator[Patch]:
@@ -118,6 +136,7 @@ def rewritten(
     sites: Sequence[Site],
     fits: Fits,
     decisions: Sequence[Decision],
+    latest: Latest | None = None,
     *,
     provenance: bool = True,
     closed: bool = True,
@@ -125,6 +144,7 @@ def rewritten(
     """A new model with every decision carried out; the file's own ModelProto stays as it is.
 
     Args:
+        latest: see `patches`.
         provenance: see `Graph`.
         closed: whether fused nodes that nothing touched are fused again.
 
@@ -132,7 +152,7 @@ def rewritten(
         PassError: a patch that would break the graph.
     """
     graph = Graph(file.model, file.folder, provenance=provenance)
-    for patch in patches(graph, sites, fits, decisions):
+    for patch in patches(graph, sites, fits, decisions, latest):
         graph.apply(patch)
     return close_fused(graph.commit(), file.opened if closed else ())
 

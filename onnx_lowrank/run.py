@@ -24,7 +24,7 @@ from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded, Progress, load
 from onnx_lowrank.resume import Stages, run_key
-from onnx_lowrank.rewrite import check_matches, rewritten
+from onnx_lowrank.rewrite import Latest, check_matches, rewritten
 from onnx_lowrank.runtime import Session, version
 from onnx_lowrank.saving import check_room
 from onnx_lowrank.scheme import Scheme
@@ -72,17 +72,19 @@ class Run:
     lowering: Lowering | None = None
     ways: tuple[Way, ...] = ()
     base_loss: float = 0.0
+    latest: Latest = dataclasses.field(default_factory=Latest)
 
     def build(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in its own precision."""
-        made = rewritten(self.loaded.file, self.loaded.sites, self.fits, decisions, provenance=provenance)
+        known = (self.loaded.file, self.loaded.sites, self.fits, decisions, self.latest)
+        made = rewritten(*known, provenance=provenance)
         return self.loaded.opening.closed(made)
 
     def deployed(self, decisions: Sequence[Decision], *, provenance: bool = True) -> onnx.ModelProto:
         """The model with every decision carried out, in the precision that will be deployed."""
         if self.lowering is None:
             return self.build(decisions, provenance=provenance)
-        known = (self.loaded.file, self.loaded.sites, self.fits, decisions)
+        known = (self.loaded.file, self.loaded.sites, self.fits, decisions, self.latest)
         return self.lowering.model(rewritten(*known, provenance=provenance, closed=False))
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
