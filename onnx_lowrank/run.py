@@ -17,6 +17,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.linalg import Metric
+from onnx_lowrank.memory import give_back
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.passes.nystrom import NYSTROM
 from onnx_lowrank.passes.shared import SHARED
@@ -35,7 +36,7 @@ from onnx_lowrank.weighing import with_metrics
 
 
 class Clock:
-    """Passes progress on and counts the seconds of each stage."""
+    """Passes progress on, counts the seconds of each stage, and gives back what the last one has freed."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._stage, self._since = progress, "", time.perf_counter()
@@ -45,6 +46,8 @@ class Clock:
         now = time.perf_counter()
         if self._stage:
             self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 3)
+        if stage != self._stage:
+            give_back()
         self._stage, self._since = stage, now
         self._progress(stage, done, total)
 

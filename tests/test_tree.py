@@ -29,6 +29,7 @@ LEVELS: Final[dict[str, int]] = {
     "grouping": 1,
     "labels": 1,
     "linalg": 1,
+    "memory": 1,
     "moments": 1,
     "narrow": 1,
     "projection": 1,

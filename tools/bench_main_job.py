@@ -44,7 +44,7 @@ def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "after": {k: report["model"]["after"][k] for k in ("bytes", "parameters", "macs")},
         "seconds": round(seconds, 1),
         "stages": report["seconds"],
-        "peak_megabytes": round(usage.ru_maxrss / 1024),
+        "peak_megabytes": round(usage.ru_maxrss * 1024 / 1e6),
         "environment": report["environment"],
     }
 

@@ -42,7 +42,7 @@ def optimize(model: Path, limit: str, outs: Path, options: list[str]) -> dict[st
         "chosen": [{k: s[k] for k in ("node", "kind", "rank", "reason")} for s in report["sites"]],
         "seconds": round(time.perf_counter() - since, 1),
         "stages": report["seconds"],
-        "peak_megabytes": round(usage.ru_maxrss / 1024),
+        "peak_megabytes": round(usage.ru_maxrss * 1024 / 1e6),
     }
 
 
