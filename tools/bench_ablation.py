@@ -3,9 +3,10 @@
 python tools/bench_ablation.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.04
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model, of every rank that
-any kind could take; then a plan is made with everything, with one kind left out in turn, and without the refit. Each
-is built and saved, and the loss of the saved file measured on held-out data. All saved models are timed turn about
-with the original in one process, so that their ratios can be compared.
+any kind could take; then a plan is made with everything, with one kind left out in turn, and without the refit; where
+neighbours are multiplied, one more of a calibration without that. Each is built and saved, and the loss of the saved
+file measured on held-out data. All saved models are timed turn about with the original in one process, so that their
+ratios can be compared.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import KIND_NAMES, Settings
 
-EVERYTHING, REFIT = "everything", "refit"
+EVERYTHING, REFIT, MERGING = "everything", "refit", "merging"
 
 
 def without(choices: Sequence[Choices], kind: str) -> list[Choices]:
@@ -59,17 +60,28 @@ def plan_without(run: Run, choices: Sequence[Choices], left_out: str, path: Path
     return {"left_out": left_out, "loss": loss, "sites": len(plan.decisions), "kinds": kinds}
 
 
+def started(model: Path, settings: Settings) -> tuple[Run, list[Choices]]:
+    """A calibrated model with the choices of its sites, of every rank that any kind could take."""
+    run = start(model, str(model.with_suffix(".npz")), settings, Clock(lambda *_: None))
+    every = dataclasses.replace(run, settings=dataclasses.replace(settings, policy="flops"))  # no rank is left out
+    return run, choose(every)
+
+
 def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
     """One row for everything and for each thing left out: loss, speed-up with its interval, sites by kind."""
-    run = start(model, str(model.with_suffix(".npz")), Settings(max_loss=limit), Clock(lambda *_: None))
-    every = dataclasses.replace(run, settings=dataclasses.replace(run.settings, policy="flops"))  # no rank is left out
-    choices = choose(every)
+    run, choices = started(model, Settings(max_loss=limit))
     rows, paths = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for left_out in (EVERYTHING, REFIT, *used(choices)):
+
+        def add(run: Run, choices: list[Choices], left_out: str) -> None:
             paths.append(Path(folder, f"{left_out}.onnx"))
             rows.append({"model": model.stem, "limit": limit} | plan_without(run, choices, left_out, paths[-1]))
             print(rows[-1], flush=True)
+
+        for left_out in (EVERYTHING, REFIT, *used(choices)):
+            add(run, choices, left_out)
+        if run.loaded.merged:
+            add(*started(model, Settings(max_loss=limit, merge=False)), MERGING)
         return with_ratios(rows, model, paths, run.loaded.feeds[0])
 
 
