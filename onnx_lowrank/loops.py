@@ -115,12 +115,11 @@ def _layout(node: onnx.NodeProto, opset: int) -> _Layout | None:
     """None where the node and its body do not fit together."""
     body = body_of(node, _BODY)
     if node.op_type == "Loop":
-        inputs = (*node.input, *[""] * (2 - len(node.input)))
-        states, sliced, carried = len(inputs) - 2, (), (2, 1)
+        inputs, carried = (*node.input, *[""] * (2 - len(node.input))), (2, 1)
     else:
         inputs, carried = tuple(node.input), (0, 0)
-        states = len(inputs) - attribute(node, "num_scan_inputs", 0)
-        sliced = _axes(node, "input", len(inputs) - states)
+    states = len(inputs) - carried[0] - attribute(node, "num_scan_inputs", 0)
+    sliced = _axes(node, "input", len(inputs) - carried[0] - states)
     stacked = _axes(node, "output", len(body.output) - carried[1] - states)
     fits = len(inputs) == len(body.input) and len(node.output) == states + len(stacked)
     whole = fits and all(inputs[carried[0] :]) and len(node.output) + carried[1] == len(body.output)

@@ -398,7 +398,7 @@ class Builder:
         made = [self.made_of(known) for _ in range(states + stacks)]
         own = [value_of(name) for name in known[: states + slices]]
         body = helper.make_graph(self.nodes, "body", own, [value_of(name) for name in made], self.held)
-        more = {"body": body, "num_scan_inputs": slices}
+        more: dict[str, Any] = {"body": body, "num_scan_inputs": slices}
         for what, count in (("input", slices), ("output", stacks)):
             more[f"scan_{what}_axes"] = [self.rng.randint(-1, 2) for _ in range(count)]
             more[f"scan_{what}_directions"] = [self.rng.randint(0, 1) for _ in range(count)]
