@@ -338,6 +338,20 @@ def test_a_loop_that_goes_on_until_its_values_say_so_is_counted() -> None:
     assert always_taken(model, Path(), ([started(1.5), started(4.0)],), "cpu").taken == ()
 
 
+def test_what_the_runtime_does_not_take_unrolled_stays_closed_alone() -> None:
+    """Operator set 13 has no Identity of a sequence, which is a state of one of two loops."""
+    kinds = ("int64 i2, bool c2, float[4,6] h2, seq(float[4,6]) e2", "bool d2, float[4,6] o2, seq(float[4,6]) s2")
+    inside = "d2 = Identity(c2) o2 = MatMul(h2, w) s2 = SequenceInsert(e2, h2)"
+    first = f"e = SequenceEmpty() f, s = Loop (m, t, x, e) <body = two ({kinds[0]}) => ({kinds[1]}) {{ {inside} }}>"
+    text = f"{first} {loop(STEP.replace('w)', 'u)'), x='f')}"
+    model = model_of(HEAD, text, opset=13)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(6, dtype=np.float32), "u"))
+    assert Opening.none(model).further(("f", 3)).further(("y", 3)).taken == (("f", 3), ("y", 3))
+    found = opened(model)
+    assert found.taken == (("y", 3),)
+    assert off(model, found.flat, feed_of(model)) == 0
+
+
 # Random ones
 
 
