@@ -1,21 +1,23 @@
-"""Which branches of a model its samples always take."""
+"""Which branches of a model its samples always take, and how often they all run the bodies of its loops."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from onnx_lowrank.branches import Opening, candidates, result
+from onnx_lowrank.borders import Taken, result
+from onnx_lowrank.branches import Opening, candidates
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.loops import counted
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 
-_DEPTH = 8  # branches inside branches
-_MOST = 64  # branches: each costs a copy of the graph
+_DEPTH = 8  # bodies inside bodies
+_MOST = 64  # bodies: each costs a copy of the graph
 
 
 Sources = Sequence[Iterable[Feed]]
@@ -23,7 +25,9 @@ Sources = Sequence[Iterable[Feed]]
 
 
 def always_taken(model: onnx.ModelProto, folder: Path, sources: Sources, provider: str) -> Opening:
-    """The model with every branch opened that all samples take, from the outside in.
+    """The model with every branch opened that all samples take, and every loop that they run equally often.
+
+    From the outside in; what the runtime does not take opened stays closed.
 
     Args:
         folder: where external data lies.
@@ -31,27 +35,44 @@ def always_taken(model: onnx.ModelProto, folder: Path, sources: Sources, provide
     """
     opening = Opening.none(model)
     for _ in range(_DEPTH):
-        found = candidates(opening.flat)
-        if not found:
-            break
-        known = _conditions(opening.flat, folder, {node.input[0] for node in found}, sources, provider)
-        further = opening
-        for node in found:
-            values = known.get(node.input[0], set())
-            if len(values) == 1 and len(further.steps) < _MOST:
-                further = further.further((result(node), next(iter(values))))
-        if further is opening or not _runs(further.flat, folder, sources, provider):
+        wanted = _agreed(opening.flat, folder, sources, provider)
+        further = _further(opening, wanted)
+        if further is not opening and not _runs(further.flat, folder, sources, provider):
+            further = opening
+            for taken in wanted:
+                one = _further(further, [taken])
+                further = one if one is further or _runs(one.flat, folder, sources, provider) else further
+        if further is opening:
             break
         opening = further
     return opening
 
 
+def _further(opening: Opening, wanted: Iterable[Taken]) -> Opening:
+    for taken in wanted:
+        opening = opening.further(taken) if len(opening.steps) < _MOST else opening
+    return opening
+
+
+def _agreed(model: onnx.ModelProto, folder: Path, sources: Sources, provider: str) -> list[Taken]:
+    """What is the same for all samples, of every If, Loop and Scan that may be opened, in the order of the graph."""
+    found = candidates(model)
+    branches = [node for node in found if node.op_type == "If"]
+    known = _conditions(model, folder, {node.input[0] for node in branches}, sources, provider) if branches else {}
+    values = {result(node): known[node.input[0]] for node in branches}
+    loops = [node for node in found if node.op_type != "If"]
+    if loops:
+        values |= _counts(model, folder, loops, sources, provider)
+    agreed = ((result(node), values.get(result(node), set())) for node in found)
+    return [(name, next(iter(seen))) for name, seen in agreed if len(seen) == 1]
+
+
 def _conditions(
     model: onnx.ModelProto, folder: Path, names: set[str], sources: Sources, provider: str
-) -> dict[str, set[bool]]:
+) -> dict[str, set[int]]:
     """The values of some conditions over all samples."""
     constants = Constants(model, folder)
-    found: dict[str, set[bool]] = {name: set() for name in names}
+    found: dict[str, set[int]] = {name: set() for name in names}
     for name in names:
         if (value := constants.fixed(name)) is not None:
             found[name].add(bool(np.all(value)))
@@ -65,6 +86,27 @@ def _conditions(
             given |= dict(zip(computed, session.run(sample, computed), strict=True))
         for name, value in given.items():
             found[name].add(bool(np.all(value)))
+    return found
+
+
+def _counts(
+    model: onnx.ModelProto, folder: Path, loops: Sequence[onnx.NodeProto], sources: Sources, provider: str
+) -> Mapping[str, set[int]]:
+    """How often the body of each Loop and Scan, by its first output, runs over all samples.
+
+    Counted, not read from trip counts and conditions: nothing needs to be known of what a body does with them.
+    """
+    longer, names = counted(model, loops)
+    found: dict[str, set[int]] = {name: set() for name in names}
+    try:
+        session = Session(with_outputs(longer, [*names.values()]), provider=provider, threads=0, folder=folder)
+        for sample in itertools.chain.from_iterable(sources):
+            if all(len(values) > 1 for values in found.values()):
+                break
+            for name, value in zip(names, session.run(sample, [*names.values()]), strict=True):
+                found[name].add(len(value))
+    except ModelError:  # a body that takes no further output stays closed
+        return {}
     return found
 
 

@@ -10,15 +10,16 @@ import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.files import read_tensor
-from onnx_lowrank.protos import evaluated, plain_constant
+from onnx_lowrank.protos import BORDER, evaluated, plain_constant
 
 CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
 """Operators through which a weight is followed to its data."""
 
 
 def is_constant_op(node: onnx.NodeProto) -> bool:
-    """Whether a weight may be followed through this node."""
-    return node.op_type in CONSTANT_OPS and node.domain in ("", "ai.onnx")
+    """Whether a weight may be followed through this node; not over the border of an opened body."""
+    followed = node.op_type in CONSTANT_OPS and node.domain in ("", "ai.onnx")
+    return followed and not node.name.startswith(BORDER)
 
 
 def _is_whole(node: onnx.NodeProto) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
-from onnx_lowrank.branches import BORDER, Opening, candidates
+from onnx_lowrank.branches import Opening, candidates
 from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, ModelError
@@ -19,6 +19,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.inputs import InputSpec
 from onnx_lowrank.linalg import Metric
 from onnx_lowrank.merging import Merged, Pair, merged, read
+from onnx_lowrank.protos import BORDER
 from onnx_lowrank.reached import left_out, reachable, same_shape
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.settings import Settings
@@ -32,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 class Loaded:
     """A model that runs on its data: sites with shapes, everything else with a reason.
 
-    `file` holds the model with the branches of `opening` opened; what is built of it is to be closed again.
+    `file` holds the model with the bodies of `opening` opened; what is built of it is to be closed again.
     `feeds` are the inputs of every timing, one for each set of shapes; `runs` are their profiled runs. `metrics` tell
     which errors of a site's output matter to the sites that read it, where only sites do. `merged` are neighbours
     that became one node: `file.model` has the products.
@@ -82,7 +83,7 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: 
         )
         for site in sites
     )
-    kept = [keep for keep in found.kept if not keep.node.startswith(BORDER)]
+    kept = [keep for keep in found.kept if not (keep.node.startswith(BORDER) or opening.again(keep.node))]
     kept += [Keep(node.name, node.op_type, Why.NOT_EXECUTED) for node in opening.untaken()]
     progress("read", 1, 1)
     return Loaded(
@@ -91,7 +92,10 @@ def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: 
 
 
 def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: Settings) -> Opening:
-    """Branches that all samples take, opened; none where a precision is made, whose converters rewrite every node."""
+    """Branches that all samples take, and loops that they run equally often, opened.
+
+    None where a precision is made, whose converters rewrite every node.
+    """
     if settings.precision not in (None, "fp32") or not candidates(file.model):
         return Opening.none(file.model)
     return always_taken(file.model, file.folder, (source, feeds), settings.provider)

@@ -15,6 +15,9 @@ from onnx import helper
 
 from onnx_lowrank.tensors import make_tensor
 
+BORDER = "onnx_lowrank_border"
+"""Start of the names of the nodes and tensors that mark the border of an opened body."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Opened:

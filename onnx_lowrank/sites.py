@@ -37,7 +37,7 @@ class Why(enum.Enum):
     BIAS = "its bias is not a constant vector over the output channels"
     OPSET = "its operator set is older than 7"
     MALFORMED = "its inputs or attributes are not those of its operator"
-    SUBGRAPH = "inside the body of a Loop or Scan, or of an If that is not opened"
+    SUBGRAPH = "inside the body of an If, Loop or Scan that is not opened"
     FUNCTION = "inside a model-local function (--inline-functions opens it)"
     EXCLUDED = "left out by --include or --exclude"
     NOT_EXECUTED = "never executed by the calibration data"
@@ -145,7 +145,7 @@ class Site:
         nodes: positions in the graph of the nodes that the site stands for (itself, an absorbed bias or norm).
         x_shapes: shapes of x, one for every set of input shapes that is timed.
         joins: where an Add of another computed tensor alone reads y, a residual sum: its output and that tensor.
-        branch: the If, by its first output, in whose opened branch the site stands; empty in the main graph.
+        branch: the If, Loop or Scan, by its first output, in whose opened body the site stands; else empty.
         twins: the other nodes that read the same weight in the same way, each as a site without twins. There is one
             decision for all, and one set of factors that all of them read.
     """

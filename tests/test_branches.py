@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import onnx_lowrank
-from onnx_lowrank.branches import BORDER, Opening, candidates, result
+from onnx_lowrank.borders import result
+from onnx_lowrank.branches import Opening, candidates
 from onnx_lowrank.chains import disjoint_chains
 from onnx_lowrank.conditions import always_taken
 from onnx_lowrank.consumers import readers
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.measure import parameters
 from onnx_lowrank.passes.survey import survey
-from onnx_lowrank.protos import subgraphs
+from onnx_lowrank.protos import BORDER, subgraphs
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.sites import Why
 from tests.test_graph_property import EPS, QUICK, full_rank, magnitudes, models, roundings, run

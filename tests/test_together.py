@@ -26,6 +26,7 @@ from onnx_lowrank.verify import facts
 SHAPES = {
     "w": (12, 10), "p": (12, 10), "v": (12, 10), "u": (12, 10), "o": (12, 10), "a": (12, 64), "e": (64, 10),
     "q": (12, 12), "one": (1,), "two": (1,), "kf": (10, 12, 1, 1), "kg": (10, 12, 1, 1),
+    "f": (64, 12), "kh": (12, 12, 1, 1),
 }  # fmt: skip
 IF = "(float[n,12] x, bool c) => (float[n,10] y)"
 OTHER = "else_branch = two () => (float[n,10] s) { s = MatMul(x, o) }>"
@@ -83,6 +84,51 @@ def test_fused_nodes_of_a_branch_are_opened_with_it_and_closed_before_it(tmp_pat
     assert bodies(after)[1] == bodies(original)[1]
     assert off(known, after) < 1e-5
     assert off(known, after, taken=False) == 0
+
+
+def looped(runs: int, inside: str) -> str:
+    """x runs through a body, which has its own trip count, so that no sample needs to give one."""
+    body = f"one (int64 i, bool c, float[n,12] h) => (bool d, float[n,12] o) {{ d = Identity(c) {inside} }}"
+    return f"m = Constant <value = int64 {{{runs}}}> () y = Loop (m, , x) <body = {body}>"
+
+
+def in_the_loop(model: onnx.ModelProto) -> list[str]:
+    return [n.op_type for node in model.graph.node for body in subgraphs(node) for n in body.node][1:]
+
+
+def test_fused_nodes_of_a_loop_are_opened_at_every_run_and_closed_before_it(tmp_path: Path) -> None:
+    gemm = 'com.microsoft.FusedGemm <activation = "Relu">'
+    body = looped(2, f"r = {gemm}(h, q) o = {gemm}(r, q)")
+    known = prepared(tmp_path, "(float[n,12] x) => (float[n,12] y)", body)
+    (site,) = known.sites
+    assert [place.name for place in site.places] == ["r", "o", "r@2", "o@2"]
+    assert not any("@" in keep.node for keep in known.kept)
+    assert built(known, []).SerializeToString() == read_model(known.file.path).model.SerializeToString()
+    tied = tuple(twin.name for twin in site.twins)
+    after = built(known, [Decision(site.name, "Gemm", (12, 12), "svd", 12, tied=tied)])
+    assert in_the_loop(after) == ["MatMul", "Gemm", "Relu"] * 2
+    assert off(known, after) < 1e-5
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_neighbours_in_a_loop_are_multiplied_where_it_runs_once(tmp_path: Path, runs: int) -> None:
+    body = looped(runs, "k = MatMul(h, a) l = MatMul(k, f) j = MatMul(l, q) o = Tanh(j)")
+    known = prepared(tmp_path, "(float[n,12] x) => (float[n,12] y)", body)
+    assert len(known.merged) == (2 if runs == 1 else 0)
+    after = built(known, [])
+    assert in_the_loop(after) == (["MatMul", "Tanh"] if runs == 1 else ["MatMul", "MatMul", "MatMul", "Tanh"])
+    assert off(known, after) < 1e-5
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_scales_in_a_loop_go_into_its_convolution_where_it_runs_once(tmp_path: Path, runs: int) -> None:
+    inside = "k = Mul(h, one) j = Conv(k, kh) o = Mul(j, two)"
+    body = looped(runs, inside).replace("float[n,12]", "float[n,12,h,l]")
+    known = prepared(tmp_path, "(float[n,12,h,l] x) => (float[n,12,h,l] y)", body)
+    assert [one.taken_in.count(", ") for one in known.merged] == [1] * (runs == 1)
+    after = built(known, [])
+    assert in_the_loop(after) == (["Conv"] if runs == 1 else ["Mul", "Conv", "Mul"])
+    assert off(known, after) < 1e-5
 
 
 def test_neighbours_in_a_branch_are_multiplied_there(tmp_path: Path) -> None:

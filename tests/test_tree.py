@@ -56,6 +56,7 @@ LEVELS: Final[dict[str, int]] = {
     "staircase": 2,
     # what knows onnx, GraphSurgeon, the runtime
     "binding": 3,
+    "borders": 3,
     "branches": 3,
     "balance": 3,
     "constants": 3,
@@ -67,6 +68,7 @@ LEVELS: Final[dict[str, int]] = {
     "gpu": 3,
     "graph": 3,
     "libraries": 3,
+    "loops": 3,
     "placement": 3,
     "normal": 3,
     "protos": 3,
