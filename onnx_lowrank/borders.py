@@ -112,12 +112,12 @@ def closed(step: Step, flat: onnx.ModelProto) -> onnx.ModelProto:
     mine = {t.name for t in body.initializer}
     new = {t.name for t in flat.graph.initializer} - step.constants
     mine |= {name for name in new if read[name] and not elsewhere[name]}
-    replace(body.node, inside)
-    replace(body.initializer, [t for t in flat.graph.initializer if t.name in mine])
-    made = {name for n in inside for name in n.output} | mine
-    replace(body.value_info, [v for v in body.value_info if v.name in made])
-    replace(body.quantization_annotation, [a for a in body.quantization_annotation if a.tensor_name in made])
-    replace(model.graph.node, [node if n.name == first else n for n in outside])
+    refill(body.node, inside)
+    refill(body.initializer, [t for t in flat.graph.initializer if t.name in mine])
+    made = {name for n in inside for name in n.output} | mine | {i.name for i in body.input}
+    refill(body.value_info, [v for v in body.value_info if v.name in made])
+    refill(body.quantization_annotation, [a for a in body.quantization_annotation if a.tensor_name in made])
+    refill(model.graph.node, [node if n.name == first else n for n in outside])
     for index in reversed(range(len(model.graph.initializer))):
         if model.graph.initializer[index].name in mine:
             del model.graph.initializer[index]
@@ -167,7 +167,7 @@ def _form(nodes: Sequence[onnx.NodeProto], names: Mapping[str, str]) -> list[Any
     return found
 
 
-def replace(field: Any, values: Sequence[Any]) -> None:
+def refill(field: Any, values: Sequence[Any]) -> None:
     """Put copies of messages in the place of all of a repeated field."""
     copies = [type(value).FromString(value.SerializeToString()) for value in values]
     del field[:]

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lowrank import borders
-from onnx_lowrank.borders import Step, Taken, all_nodes, body_of, exit_name, identity, replace, result
+from onnx_lowrank.borders import Step, Taken, all_nodes, body_of, exit_name, identity, refill, result
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.loops import LOOPS, unrolled
 from onnx_lowrank.protos import BORDER, all_names, outer_reads, subgraphs
@@ -107,14 +107,14 @@ def _opened(model: onnx.ModelProto, position: int, *, then: bool) -> tuple[onnx.
     del flat.graph.node[position]
     own = {name for n in body.node for name in n.output if name}
     clash = (own | {t.name for t in body.initializer}) & (all_names(flat) | set(node.output))
-    if clash or body.sparse_initializer or len(body.output) != len(node.output):
+    if clash or body.sparse_initializer or body.quantization_annotation or len(body.output) != len(node.output):
         return None
     results = [o.name for o in body.output]
     pairs = [(made, name) for made, name in zip(results, node.output, strict=True) if name]
     exits = [identity(exit_name(name), made, name) for made, name in pairs]
     names = {f"{BORDER}/{result(node)}/{i}": name for i, name in enumerate(_watched(model, body, other, results))}
     marks = [identity(mark, name, mark) for mark, name in names.items()]
-    replace(flat.graph.node, [*nodes[:position], *body.node, *marks, *exits, *nodes[position + 1 :]])
+    refill(flat.graph.node, [*nodes[:position], *body.node, *marks, *exits, *nodes[position + 1 :]])
     flat.graph.initializer.extend(body.initializer)
     marked = (*names, *(n.name for n in exits[1:]))
     return flat, Step.of(flat, node, int(then), _BRANCHES[then], marked, [{name: name for name in own}])

@@ -13,7 +13,7 @@ from onnx_lowrank.borders import Taken, result
 from onnx_lowrank.branches import Opening, candidates
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.loops import counted
+from onnx_lowrank.loops import counted, is_small
 from onnx_lowrank.runtime import Feed, Session, with_outputs
 
 _DEPTH = 8  # bodies inside bodies
@@ -24,7 +24,7 @@ Sources = Sequence[Iterable[Feed]]
 """Samples from several places; each may be gone through several times."""
 
 
-def always_taken(model: onnx.ModelProto, folder: Path, sources: Sources, provider: str) -> Opening:
+def agreed_by_all(model: onnx.ModelProto, folder: Path, sources: Sources, provider: str) -> Opening:
     """The model with every branch opened that all samples take, and every loop that they run equally often.
 
     From the outside in; what the runtime does not take opened stays closed.
@@ -63,8 +63,9 @@ def _agreed(model: onnx.ModelProto, folder: Path, sources: Sources, provider: st
     loops = [node for node in found if node.op_type != "If"]
     if loops:
         values |= _counts(model, folder, loops, sources, provider)
-    agreed = ((result(node), values.get(result(node), set())) for node in found)
-    return [(name, next(iter(seen))) for name, seen in agreed if len(seen) == 1]
+    agreed = ((node, values.get(result(node), set())) for node in found)
+    once = ((node, next(iter(seen))) for node, seen in agreed if len(seen) == 1)
+    return [(result(node), value) for node, value in once if node.op_type == "If" or is_small(node, value)]
 
 
 def _conditions(
@@ -105,8 +106,9 @@ def _counts(
                 break
             for name, value in zip(names, session.run(sample, [*names.values()]), strict=True):
                 found[name].add(len(value))
-    except ModelError:  # a body that takes no further output stays closed
-        return {}
+    except ModelError:  # a body that takes no further output stays closed; the others are counted without it
+        alone = [_counts(model, folder, [node], sources, provider) for node in loops] if len(loops) > 1 else []
+        return {name: values for one in alone for name, values in one.items()}
     return found
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
 from onnx_lowrank.input_fits import input_fits
 from onnx_lowrank.prepare import Loaded, Progress
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.sites import Site
 
 
 def calibrate(
@@ -23,17 +21,12 @@ def calibrate(
     """
     sites = tuple(site for site in loaded.sites if decided is None or site.name in decided)
 
-    def bytes_of(site: Site) -> int:
-        runs = [loaded.runs[0][place.nodes[0]] for place in site.places]
-        shapes = [run.input_shapes if site.tap == "input" else run.output_shapes for run in runs]
-        return sum(4 * max(math.prod(shape) for shape in given) for given in shapes)
-
     moments = collect(
         loaded.file.model,
         loaded.file.folder,
         sites,
         loaded.calibration,
-        bytes_of=bytes_of,
+        bytes_of=lambda site: loaded.input_bytes(site) if site.tap == "input" else loaded.output_bytes(site),
         provider=settings.provider,
         progress=lambda done, total: progress("calibrate", done, total),
     )

@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.files import ModelFile
-from onnx_lowrank.protos import Opened, all_names, attribute, unique_names
+from onnx_lowrank.protos import Opened, all_names, attribute, opset_of, unique_names
 from onnx_lowrank.wellformed import is_sound
 
 _CONV: Final[Mapping[str, tuple[str, ...]]] = {
@@ -50,8 +50,8 @@ def open_fused(file: ModelFile) -> ModelFile:
     constants = Constants(file.model, file.folder)
     names = _Names(all_names(file.model))
     nodes = list(file.model.graph.node)
-    opset = next((o.version for o in file.model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    found = [_opened(n, label, names, constants, opset) for n, label in zip(nodes, unique_names(nodes), strict=True)]
+    version = opset_of(file.model)
+    found = [_opened(n, label, names, constants, version) for n, label in zip(nodes, unique_names(nodes), strict=True)]
     if not any(found):
         return file
     model = onnx.ModelProto()

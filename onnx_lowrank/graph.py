@@ -23,7 +23,7 @@ from onnx_lowrank.constants import Constants, is_constant_op
 from onnx_lowrank.errors import PassError
 from onnx_lowrank.files import make_tensor
 from onnx_lowrank.fragment import Fragment, Op, X
-from onnx_lowrank.protos import all_names, reads, skeleton, unique_names
+from onnx_lowrank.protos import all_names, opset_of, reads, skeleton, unique_names
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Graph:
         self._names = all_names(model)
         self.outputs = {o.name for o in model.graph.output}
         self.quantized = {a.tensor_name for a in model.graph.quantization_annotation}
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.opset = opset_of(model)
         self.names = unique_names(self.protos)
 
     def readers(self, tensor: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -55,9 +55,12 @@ def input_fits(
     joint = settings.policy == "knapsack"  # the baselines do not know kinds of several sites
     layers = {chain.consumer.name: chain for chain in _layers(loaded)}
     chains = {name: chain for name, chain in layers.items() if joint and NYSTROM in allowed.get(name, ())}
-    asked = [site for site in loaded.sites if joint and SHARED in allowed.get(site.name, ())]
-    sharing = {family[0].name: family for family in _families(asked)}
-    wanted = [site for site in loaded.sites if ranks[site.name] or site.name in chains or site.name in sharing]
+    all_families = _families(loaded.sites)
+    asking = {name for name, kinds in allowed.items() if joint and SHARED in kinds}
+    sharing = {family[0].name: _parts(family, asking) for family in all_families}
+    wanted = [site for site in loaded.sites if ranks[site.name] or site.name in chains or sharing.get(site.name)]
+    if not wanted:
+        return {}
     nested: dict[str, dict[Split, Separable]] = {}
     narrow: dict[str, Narrow] = {}
     shared: dict[str, dict[tuple[str, ...], Projection]] = {}
@@ -65,9 +68,9 @@ def input_fits(
         loaded.file.model,
         loaded.file.folder,
         wanted,
-        {*layers, *(site.name for family in _families(loaded.sites) for site in family)},
+        {*layers, *(site.name for family in all_families for site in family)},
         loaded.calibration,
-        bytes_of=lambda site: 4 * max(math.prod(shape) for shape in loaded.runs[0][site.nodes[0]].input_shapes),
+        bytes_of=loaded.input_bytes,
         provider=settings.provider,
         seed=settings.seed,
         progress=progress,
@@ -78,7 +81,7 @@ def input_fits(
             nested[name] = _nested(site, ranks[name], known, loaded.metrics.get(name))
         if name in chains:
             narrow[name] = _narrow(chains[name], known, loaded.metrics.get(name))
-        for members in sets(sharing[name]) if name in sharing else ():
+        for members in sharing.get(name, ()):
             names = tuple(one.name for one in members)
             shared.setdefault(names[0], {})[names] = _projection(members, known, loaded.metrics)
     return {
@@ -149,6 +152,11 @@ def _narrow(chain: Chain, moments: Joint, metric: Metric | None) -> Narrow:
 def _families(sites: Sequence[Site]) -> tuple[Family, ...]:
     """Those of the sites that a shared factor can be written for."""
     return families([site for site in sites if PIVOT.applies(site.geometry)])
+
+
+def _parts(family: Family, asking: Collection[str]) -> list[Family]:
+    """The parts of a family whose sites all ask for a shared factor; what they read is sampled for its first site."""
+    return [part for part in sets(family) if all(site.name in asking for site in part)]
 
 
 def _projection(members: Family, moments: Joint, metrics: Mapping[str, Metric]) -> Projection:

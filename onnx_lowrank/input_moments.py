@@ -37,7 +37,8 @@ def input_moments(
 ) -> Iterator[tuple[Site, JointMoments]]:
     """Each site with the moments of what it reads; of a convolution's patches only as many as are enough.
 
-    What is sampled for a site does not depend on the others. Sites are run in groups that fit into memory.
+    What is sampled for a site depends on the site, the samples and the seed alone, not on which others are asked for.
+    Sites are run in groups that fit into memory.
 
     Args:
         many: names of the sites whose patches many are taken of.

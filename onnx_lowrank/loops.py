@@ -8,8 +8,8 @@
 All runs read the same weight, so that they are one site with twins: one decision, one fit on the inputs of all runs.
 Constants that the body makes or turns are made once, in the first run. Closed again (`borders`), the body is that of
 the first run. How often the file's body runs is still for its own condition to say.
-Left alone: bodies with bodies of their own or with names that stand elsewhere too, Scan of operator set 8, too many
-runs or nodes.
+Left alone: bodies with bodies of their own, with quantization annotations or with names that stand elsewhere too, Scan
+of operator set 8, a number of the run that is no scalar.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.borders import Step, body_of, exit_name, replace, result
+from onnx_lowrank.borders import Step, body_of, exit_name, refill, result
 from onnx_lowrank.constants import Constants, is_constant_op
-from onnx_lowrank.protos import BORDER, all_names, attribute, outer_reads, subgraphs, unique_names
+from onnx_lowrank.protos import BORDER, all_names, attribute, opset_of, outer_reads, subgraphs, unique_names
 
 LOOPS: Final = ("Loop", "Scan")
 _BODY: Final = "body"
@@ -78,12 +78,17 @@ def counted(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> tuple[on
     return copy, names
 
 
+def is_small(node: onnx.NodeProto, count: int) -> bool:
+    """Whether a Loop or Scan is worth unrolling at so many runs."""
+    return 0 < count <= _MOST_RUNS and count * len(body_of(node, _BODY).node) <= _MOST_NODES
+
+
 def unrolled(model: onnx.ModelProto, position: int, count: int) -> tuple[onnx.ModelProto, Step] | None:
     """The model with the runs of a body in the place of its Loop or Scan; None where that is left alone."""
     nodes, node = list(model.graph.node), onnx.NodeProto()
     node.CopyFrom(nodes[position])
-    body, layout = body_of(node, _BODY), _layout(node, _opset(model))
-    if layout is None or not 0 < count <= _MOST_RUNS or count * len(body.node) > _MOST_NODES or not _is_plain(body):
+    body, layout = body_of(node, _BODY), _layout(node, opset_of(model))
+    if layout is None or count < 1 or not _is_plain(body):
         return None
     flat = onnx.ModelProto()
     flat.CopyFrom(model)
@@ -102,16 +107,12 @@ def unrolled(model: onnx.ModelProto, position: int, count: int) -> tuple[onnx.Mo
                 made.nodes.append(inner if run == 0 else _renamed(inner, names, _again(label, run)))
         made.watch(run)
     made.leave()
-    replace(flat.graph.node, [*nodes[:position], *made.nodes, *nodes[position + 1 :]])
+    refill(flat.graph.node, [*nodes[:position], *made.nodes, *nodes[position + 1 :]])
     flat.graph.initializer.extend(body.initializer)
     return flat, Step.of(flat, node, count, _BODY, made.marks - {exit_name(result(node))}, runs, again)
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-
-def _layout(node: onnx.NodeProto, opset: int) -> _Layout | None:
+def _layout(node: onnx.NodeProto, version: int) -> _Layout | None:
     """None where the node and its body do not fit together."""
     body = body_of(node, _BODY)
     if node.op_type == "Loop":
@@ -123,7 +124,9 @@ def _layout(node: onnx.NodeProto, opset: int) -> _Layout | None:
     stacked = _axes(node, "output", len(body.output) - carried[1] - states)
     fits = len(inputs) == len(body.input) and len(node.output) == states + len(stacked)
     whole = fits and all(inputs[carried[0] :]) and len(node.output) + carried[1] == len(body.output)
-    if not whole or states < 0 or (node.op_type == "Scan" and opset < _SCAN):
+    if any(len(i.type.tensor_type.shape.dim) for i in body.input[: carried[0]]):  # the number of a run is made a scalar
+        return None
+    if not whole or states < 0 or (node.op_type == "Scan" and version < _SCAN):
         return None
     return _Layout(inputs, carried, states, sliced, stacked)
 
@@ -140,7 +143,8 @@ def _is_plain(body: onnx.GraphProto) -> bool:
     own = inputs | {name for n in body.node for name in n.output} | {t.name for t in body.initializer}
     listed = inputs.intersection(t.name for t in body.initializer)
     nested = any(True for n in body.node for _ in subgraphs(n))
-    return not (nested or listed or body.sparse_initializer) and own.issuperset(o.name for o in body.output)
+    told = body.sparse_initializer or body.quantization_annotation
+    return not (nested or listed or told) and own.issuperset(o.name for o in body.output)
 
 
 def _names(model: onnx.ModelProto, body: onnx.GraphProto, count: int) -> list[dict[str, str]]:
@@ -181,7 +185,7 @@ class _Border:
         self, model: onnx.ModelProto, node: onnx.NodeProto, layout: _Layout, runs: Sequence[Mapping[str, str]]
     ) -> None:
         self._node, self._layout, self._runs = node, layout, runs
-        self._body, self._opset = body_of(node, _BODY), _opset(model)
+        self._body, self._opset = body_of(node, _BODY), opset_of(model)
         self._results = [o.name for o in self._body.output]
         self.nodes: list[onnx.NodeProto] = []
         self.marks: set[str] = set()

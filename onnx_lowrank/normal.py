@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.protos import attribute, needed_for, plain_constant, reads, unique_names
+from onnx_lowrank.protos import attribute, needed_for, opset_of, plain_constant, reads, unique_names
 from onnx_lowrank.tensors import is_external, read_tensor, tensors_of
 
 _NORM_INPUTS = 5
@@ -56,7 +56,7 @@ def _embed(model: onnx.ModelProto, folder: Path) -> None:
 
 
 def _at_least(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    here = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    here = opset_of(model)
     if here >= opset:
         return model
     try:

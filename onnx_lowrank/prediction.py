@@ -20,9 +20,14 @@ class Prediction:
 
 
 def whole_key(run: Run) -> str:
-    """Key of the original's own time in a table: its bytes and the shapes of its inputs."""
+    """Key of the original's own time in a table: its bytes, the shapes of its inputs, and what of it runs."""
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    return f"whole {hashlib.sha256(f'{run.loaded.file.sha256} {shapes}'.encode()).hexdigest()[:16]}"
+    return f"whole {hashlib.sha256(f'{run.loaded.file.sha256} {shapes}{opened(run)}'.encode()).hexdigest()[:16]}"
+
+
+def opened(run: Run) -> str:
+    """Branches and numbers of runs, which may follow from the values of inputs; part of the keys of whole models."""
+    return f" {taken}" if (taken := run.loaded.opening.taken) else ""
 
 
 def predicted(run: Run, decisions: Sequence[Decision]) -> Prediction:

@@ -1,15 +1,16 @@
-"""From a model file to sites with shapes and spectra."""
+"""From a model file to sites with shapes."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import synthetic
 from onnx_lowrank.branches import Opening, candidates
-from onnx_lowrank.conditions import always_taken
+from onnx_lowrank.conditions import agreed_by_all
 from onnx_lowrank.data import Source, open_source, split
 from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.files import ModelFile, read_model
@@ -52,6 +53,19 @@ class Loaded:
     opening: Opening
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     merged: tuple[Merged, ...] = ()
+
+    def input_bytes(self, site: Site) -> int:
+        """Size of what a site reads for one sample, at all of its places together."""
+        return sum(_largest(self.runs[0][place.nodes[0]].input_shapes) for place in site.places)
+
+    def output_bytes(self, site: Site) -> int:
+        """The same of what it makes."""
+        return sum(_largest(self.runs[0][place.nodes[0]].output_shapes) for place in site.places)
+
+
+def _largest(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Bytes of the largest of some float tensors."""
+    return 4 * max(math.prod(shape) for shape in shapes)
 
 
 def load(path: Path, data: Any, settings: Settings, progress: Progress, merges: Sequence[Pair] | None = None) -> Loaded:
@@ -98,7 +112,7 @@ def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: S
     """
     if settings.precision not in (None, "fp32") or not candidates(file.model):
         return Opening.none(file.model)
-    return always_taken(file.model, file.folder, (source, feeds), settings.provider)
+    return agreed_by_all(file.model, file.folder, (source, feeds), settings.provider)
 
 
 def _tried(file: ModelFile, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:

@@ -35,6 +35,11 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators in a model."""
+    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of If, Loop and Scan, not their inner ones."""
     for found in node.attribute:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -31,6 +31,11 @@ class Latest:
 
     known: dict[str, tuple[Fit, tuple[str | None, int, int], Patch]] = dataclasses.field(default_factory=dict)
 
+    def keep(self, names: Collection[str]) -> None:
+        """Let go of the patches of all other sites."""
+        for name in self.known.keys() - set(names):
+            del self.known[name]
+
     def patch(self, site: Site, fit: Fit, decision: Decision) -> Patch:
         """The site's patch, made again where its fit, kind or size is another one."""
         known, rank, inner = self.known.get(site.name), decision.rank or 0, decision.inner
@@ -51,6 +56,7 @@ def patches(
         latest: patches that may be taken as they are, of the same sites.
     """
     latest = latest or Latest()
+    latest.keep([d.node for d in decisions if d.kind])
     by_name = {site.name: site for site in sites}
     yield from _narrow_patches(graph, sites, fits, [d for d in decisions if d.kind == NYSTROM])
     yield from _shared_patches(sites, fits, [d for d in decisions if d.kind == SHARED])

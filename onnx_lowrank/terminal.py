@@ -32,7 +32,7 @@ _STAGES = {
     "read": "read the model, run one sample",
     "calibrate": "calibrate",
     "weigh": "see which errors matter to later sites",
-    "unfold": "fit what reads inputs",
+    "unfold": "fit to what sites read",
     "layers": "time hidden layers",
     "share": "time common factors",
     "factor": "factor",

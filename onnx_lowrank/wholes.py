@@ -9,6 +9,7 @@ import onnx
 
 from onnx_lowrank import insitu, measure
 from onnx_lowrank.plan import Decision
+from onnx_lowrank.prediction import opened
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import node_times
 
@@ -66,5 +67,5 @@ def _digest(run: Run, decisions: Decisions) -> str:
     chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     made = f" {run.lowering.scheme}" if run.lowering else ""
     merged = "".join(f" {one.taken_in}>{one.node}" for one in run.loaded.merged)
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}{merged}"
+    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}{merged}{opened(run)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ import onnx_lowrank
 from onnx_lowrank.borders import result
 from onnx_lowrank.branches import Opening, candidates
 from onnx_lowrank.chains import disjoint_chains
-from onnx_lowrank.conditions import always_taken
+from onnx_lowrank.conditions import agreed_by_all
 from onnx_lowrank.consumers import readers
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.measure import parameters
@@ -67,7 +67,7 @@ def feed(taken: bool) -> dict[str, npt.NDArray[Any]]:
 
 
 def opened(model: onnx.ModelProto) -> Opening:
-    return always_taken(model, Path(), ([feed(True)] * 2,), "cpu")
+    return agreed_by_all(model, Path(), ([feed(True)] * 2,), "cpu")
 
 
 def then(model: onnx.ModelProto) -> onnx.GraphProto:
@@ -208,7 +208,7 @@ def test_branches_are_opened_where_every_sample_takes_them(name: str) -> None:
     body, values, count = CONDITIONS[name]
     model = model_of(body) if name != "computed" else model_of(body.replace("inner", "w"))
     assert (
-        len(always_taken(model, Path(), ([feed(v) for v in values[:1]], [feed(v) for v in values]), "cpu").taken)
+        len(agreed_by_all(model, Path(), ([feed(v) for v in values[:1]], [feed(v) for v in values]), "cpu").taken)
         == count
     )
 
@@ -217,7 +217,7 @@ def test_a_constant_condition_is_known_without_a_run() -> None:
     model = model_of(
         "k = Constant <value = bool {1}> () " + MODELS["a weight from outside"].replace("If (c)", "If (k)")
     )
-    assert always_taken(model, Path(), ([feed(False)],), "cpu").taken == (("y", True),)
+    assert agreed_by_all(model, Path(), ([feed(False)],), "cpu").taken == (("y", True),)
 
 
 @pytest.mark.parametrize("why", ["r stands elsewhere too", "y is what the If makes", "constants are listed as inputs"])

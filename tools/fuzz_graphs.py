@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 
 import onnx_lowrank
-from onnx_lowrank.conditions import always_taken
+from onnx_lowrank.conditions import agreed_by_all
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.files import read_model, write_model
 from onnx_lowrank.graph import Graph, Patch
@@ -65,7 +65,7 @@ def check(seed: int, *, pipeline: bool) -> str:
             _optimized(path, feed, rng)
         outcome = _rewritten(file.model, path.parent, feed, rng)
         if outcome != "refused by the runtime":
-            _branches(file.model, path.parent, feed, rng)
+            _bodies(file.model, path.parent, feed, rng)
         if outcome == "checked" and external:
             _saved(file.model, path.parent, feed)
         return outcome
@@ -100,9 +100,9 @@ def _rewritten(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], 
     return "checked"
 
 
-def _branches(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], rng: random.Random) -> None:
-    """Branches that are taken, opened: closed to the same bytes, and rewritten inside at full rank."""
-    opening = always_taken(model, folder, ([feed],), "cpu")
+def _bodies(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], rng: random.Random) -> None:
+    """Branches that are taken and loops, opened: closed to the same bytes, and rewritten inside at full rank."""
+    opening = agreed_by_all(model, folder, ([feed],), "cpu")
     if not opening.taken:
         return
     if opening.closed(opening.flat).SerializeToString() != model.SerializeToString():
@@ -112,7 +112,7 @@ def _branches(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], r
     found = [site for site in survey(Graph(opening.flat, folder)).sites if _one_fragment(site, runs)]
     sites = [site.seen((_x_shape(site, runs),)) for site in found]
     patches = [_factored(site, rng, full=True)[0] for site in sites]
-    _same(model, opening.closed(_commit(opening.flat, folder, patches)), folder, feed, "full rank in branches")
+    _same(model, opening.closed(_commit(opening.flat, folder, patches)), folder, feed, "full rank in bodies")
 
 
 def _one_fragment(site: Site, runs: Mapping[int, Any]) -> bool:

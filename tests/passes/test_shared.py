@@ -131,6 +131,16 @@ def test_the_error_of_every_output_is_the_predicted_one(tmp_path: Path, name: st
         assert lost == pytest.approx(predicted, rel=0.15 if name == "conv" else 1e-3)
 
 
+@each
+def test_a_replay_of_a_part_samples_what_the_whole_family_was_fitted_to(tmp_path: Path, name: str) -> None:
+    loaded, fits = calibrated(tmp_path, name)
+    names = tuple(site.name for site in loaded.sites[1:])
+    alone = calibrate(loaded, Settings(cache=tmp_path), lambda *_: None, dict.fromkeys(names, ("shared",)))
+    one, other = (found[names[0]].shared[names] for found in (fits, alone))
+    for field in dataclasses.fields(one):
+        assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
 def linear(model: onnx.ModelProto, loaded: Loaded) -> onnx.ModelProto:
     """The same model with what leaves the sites as its outputs."""
     found = onnx.ModelProto()
