@@ -1,10 +1,11 @@
 """The main job on zoo models, as a user would run it: figures for docs/benchmarks.
 
-python tools/bench_main_job.py ZOO_FOLDER OUT.json [NAME …]
+python tools/bench_main_job.py ZOO_FOLDER OUT.json [--synthetic] [NAME …] [-- OPTION …]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz (`onnx-lowrank zoo get NAME`, `tools/zoo_build.py`). Every model goes through
 `optimize` in a process of its own, with an empty latency cache, one thread, CPU provider, max loss 0.01; the peak
-memory is that process's. The rewritten models are left beside OUT.json's folder in `optimized/`.
+memory is that process's. `--synthetic` gives them no data; options after `--` are passed on. The rewritten models are
+left beside OUT.json's folder in `optimized/`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 
-def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
+def optimize(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
     """One run of the command line; its JSON, with seconds and peak memory in megabytes."""
-    command = [sys.executable, "-m", "onnx_lowrank", "optimize", str(model), "-o", str(out), "--data", str(data)]
+    command = [sys.executable, "-m", "onnx_lowrank", "optimize", str(model), "-o", str(out), *options]
     since = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         answer, errors = Path(scratch, "report.json"), Path(scratch, "errors")
@@ -51,7 +52,9 @@ def optimize(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the models that are there, write the JSON after each."""
-    folder, target, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    folder, target, rest = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    cut = rest.index("--") if "--" in rest else len(rest)
+    names, options = [word for word in rest[:cut] if word != "--synthetic"], rest[cut + 1 :]
     outs = target.parent / "optimized"
     outs.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = json.loads(target.read_text()) if target.exists() else []
@@ -59,7 +62,8 @@ def main() -> None:
         data = model.with_suffix(".npz")
         if (names and model.stem not in names) or not data.exists():
             continue
-        row = optimize(model, data, outs / model.name)
+        given = [] if "--synthetic" in rest[:cut] else ["--data", str(data)]
+        row = optimize(model, outs / model.name, [*given, *options])
         rows = [*(r for r in rows if r["model"] != row["model"]), row]
         target.write_text(json.dumps(rows, indent=1) + "\n")
         verdict = row.get("verdict", {})
