@@ -213,3 +213,17 @@ def evb_rank(singular: Array, larger: int) -> int:
         return int(np.sum(squared > larger * upper * threshold))
     found = scipy.optimize.minimize_scalar(free_energy, bounds=(lower, upper), method="bounded")
     return int(np.sum(squared > larger * float(found.x) * threshold))
+
+
+def half_of(symmetric: Array) -> Array:
+    """The upper triangle of a symmetric matrix (K×K), row by row: K(K+1)/2 numbers."""
+    return np.concatenate([row[i:] for i, row in enumerate(symmetric)])
+
+
+def from_half(half: Array, width: int) -> Array:
+    """The symmetric matrix (K×K) whose upper triangle this is."""
+    whole, start = np.empty((width, width)), 0
+    for i in range(width):
+        row = half[start : start + width - i]
+        whole[i, i:], whole[i:, i], start = row, row, start + len(row)
+    return whole

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 import scipy.linalg
 
-from onnx_lowrank.linalg import Array, Index
+from onnx_lowrank.linalg import Array, Index, from_half, half_of
 
 _LEAST = 0.125  # of the channels: no order is found below this width
 _FLOOR = 1e-6  # of the mean power of an entry of x: least power in any direction, for dead and equal channels
@@ -27,7 +27,7 @@ class Narrow:
         producer: name of the site whose output the channels are.
         order: channels, the first to go last; those before `least` are not ordered.
         errors: relative error of the site's output by width, from `least` to all channels.
-        second: C, K×K, centred where the site's mean is corrected; positive definite.
+        half: C, K×K, centred where the site's mean is corrected, positive definite: its upper triangle row by row.
         mean: E[x], K.
         taps: entries of x that a channel has: 1, or those of a convolution's kernel.
     """
@@ -35,9 +35,14 @@ class Narrow:
     producer: str
     order: Index
     errors: Array
-    second: Array
+    half: Array
     mean: Array
     taps: int
+
+    @property
+    def second(self) -> Array:
+        """C, K×K: made anew each time, as layers of a large model would hold hundreds of megabytes."""
+        return from_half(self.half, len(self.mean))
 
     @property
     def least(self) -> int:
@@ -59,9 +64,9 @@ class Narrow:
     def weight(self, weight: Array, width: int) -> Array:
         """`W C[:,S] C[S,S]⁻¹`, N×(width·taps): of the weight W (N×K), fitted to the kept channels alone."""
         kept = self.columns(width)
-        gone = np.setdiff1d(np.arange(len(self.second)), kept)
-        inner = self.second[np.ix_(kept, kept)]
-        outer = self.second[np.ix_(kept, gone)] @ weight[:, gone].T
+        gone, second = np.setdiff1d(np.arange(len(self.mean)), kept), self.second
+        inner = second[np.ix_(kept, kept)]
+        outer = second[np.ix_(kept, gone)] @ weight[:, gone].T
         return np.asarray(weight[:, kept] + scipy.linalg.solve(inner, outer, assume_a="pos").T)
 
     def scattered(self, weight: Array, width: int) -> Array:
@@ -86,7 +91,8 @@ def narrowed(producer: str, weight: Array, second: Array, mean: Array, taps: int
     channels = len(second) // taps
     order = np.concatenate([np.setdiff1d(np.arange(channels), gone), gone[::-1]]).astype(np.intp)
     errors = np.concatenate([[0.0], np.cumsum(costs)])[::-1]
-    return Narrow(producer, order, errors / total if second.any() and total > 0 else 0 * errors, regular, mean, taps)
+    errors = errors / total if second.any() and total > 0 else 0 * errors
+    return Narrow(producer, order, errors, half_of(regular), mean, taps)
 
 
 def _columns(channels: Index, taps: int) -> Index:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg import Array, common_pivots, correct_bias, end_pivots, factor_gram, factor_input, signed
+from onnx_lowrank.linalg import (
+    Array,
+    common_pivots,
+    correct_bias,
+    end_pivots,
+    factor_gram,
+    factor_input,
+    from_half,
+    half_of,
+    signed,
+)
 
 EPS = float(np.finfo(np.float64).eps)
 SIZES = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 80), st.integers(0, 2**32 - 1))
@@ -134,3 +144,12 @@ def test_the_sign_of_a_direction_is_settled() -> None:
     np.testing.assert_array_equal(signed(vectors), signed(flipped))
     np.testing.assert_array_equal(np.abs(signed(vectors)), np.abs(vectors))
     assert (signed(vectors).max(axis=0) == np.abs(vectors).max(axis=0)).all()
+
+
+@given(st.integers(1, 12), st.integers(0, 2**16))
+def test_half_of_a_symmetric_matrix_is_all_of_it(width: int, seed: int) -> None:
+    square = np.random.default_rng(seed).standard_normal((width, width))
+    whole = square + square.T
+    half = half_of(whole)
+    assert half.shape == (width * (width + 1) // 2,)
+    assert np.array_equal(from_half(half, width), whole)
