@@ -20,14 +20,18 @@ class Prediction:
 
 
 def whole_key(run: Run) -> str:
-    """Key of the original's own time in a table: its bytes, the shapes of its inputs, and what of it runs."""
+    """Key of the original's own time in a table."""
+    return f"whole {hashlib.sha256(situation(run).encode()).hexdigest()[:16]}"
+
+
+def situation(run: Run) -> str:
+    """What the time of a whole model depends on: its bytes, the shapes of its inputs, and what of it runs.
+
+    Branches and numbers of runs may follow from the values of inputs.
+    """
     shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
-    return f"whole {hashlib.sha256(f'{run.loaded.file.sha256} {shapes}{opened(run)}'.encode()).hexdigest()[:16]}"
-
-
-def opened(run: Run) -> str:
-    """Branches and numbers of runs, which may follow from the values of inputs; part of the keys of whole models."""
-    return f" {taken}" if (taken := run.loaded.opening.taken) else ""
+    taken = run.loaded.opening.taken
+    return f"{run.loaded.file.sha256} {shapes}{f' {taken}' if taken else ''}"
 
 
 def predicted(run: Run, decisions: Sequence[Decision]) -> Prediction:

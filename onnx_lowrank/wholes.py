@@ -9,7 +9,7 @@ import onnx
 
 from onnx_lowrank import insitu, measure
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prediction import opened
+from onnx_lowrank.prediction import situation
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import node_times
 
@@ -63,9 +63,8 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
 
 
 def _digest(run: Run, decisions: Decisions) -> str:
-    shapes = [{name: list(array.shape) for name, array in feed.items()} for feed in run.loaded.feeds]
     chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     made = f" {run.lowering.scheme}" if run.lowering else ""
     merged = "".join(f" {one.taken_in}>{one.node}" for one in run.loaded.merged)
-    text = f"{run.loaded.file.sha256} {shapes} {chosen}{made}{merged}{opened(run)}"
+    text = f"{situation(run)} {chosen}{made}{merged}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from onnx_lowrank.protos import BORDER, all_names, subgraphs
 from onnx_lowrank.rewrite import patch_of
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.sites import Site, Why
+from tests.saved import ROW, save_table
 from tests.test_graph_property import QUICK, full_rank
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -480,7 +480,6 @@ def test_random_loops_survive_opening_and_closing(
 
 
 WIDTH = 256
-ROW = {"dense": 0.050, "dense again": 0.0502, "svd 16": 0.020, "svd 32": 0.0201, "svd 128": 0.060}
 
 
 @pytest.fixture(scope="module")
@@ -497,9 +496,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.standard_normal((16, 64, WIDTH)).astype(np.float32)
     for name, counts in (("x", np.full(16, 3)), ("two", np.full(16, 2)), ("other", np.arange(16) % 2 + 2)):
         np.savez(folder / f"{name}.npz", x=x, m=counts, t=np.ones(16, bool))
-    rows = {f"MatMul {WIDTH}x{WIDTH} float32 x=64x{WIDTH} bias=0 right": ROW}
-    environment = {"processor": "a processor", "provider": "cpu", "threads": 1}
-    (folder / "t.json").write_text(json.dumps({"environment": environment, "ms": rows}))
+    save_table(folder / "t.json", WIDTH)
     return folder
 
 

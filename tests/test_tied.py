@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Site, Why
+from tests.saved import ROW, save_table
 
 SHAPES = {
     "w": (12, 10), "v": (10, 12), "b": (10,), "c": (10,), "q": (12, 12), "k": (10, 4, 3, 3),
@@ -267,7 +267,6 @@ def test_a_fragment_of_several_outputs_goes_to_one_place() -> None:
 
 
 WIDTH = 512
-ROW = {"dense": 0.050, "dense again": 0.0502, "svd 16": 0.020, "svd 32": 0.0201, "svd 128": 0.060}
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +282,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.graph.initializer.extend(numpy_helper.from_array(weight, name) for name in dict.fromkeys(reads))
         onnx.save(model, folder / f"{name}.onnx")
     np.savez(folder / "x.npz", x=rng.standard_normal((16, 64, WIDTH)).astype(np.float32))
-    environment = {"processor": "a processor", "provider": "cpu", "threads": 1}
-    rows = {f"MatMul {WIDTH}x{WIDTH} float32 x=64x{WIDTH} bias=0 right": ROW}
-    (folder / "t.json").write_text(json.dumps({"environment": environment, "ms": rows}))
+    save_table(folder / "t.json", WIDTH)
     return folder
 
 

@@ -11,29 +11,20 @@ left beside OUT.json's folder in `optimized/`.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from bench_optimize import optimized, split_options
 
 
 def optimize(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
     """One run of the command line; its JSON, with seconds and peak memory in megabytes."""
-    command = [sys.executable, "-m", "onnx_lowrank", "optimize", str(model), "-o", str(out), *options]
-    since = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        answer, errors = Path(scratch, "report.json"), Path(scratch, "errors")
-        with answer.open("w") as stdout, errors.open("w") as stderr:
-            child = subprocess.Popen([*command, "--json", "--cache", scratch], stdout=stdout, stderr=stderr)
-            _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - since
-        if child.returncode != 0:
-            return {"model": model.stem, "exit": child.returncode, "error": errors.read_text().strip()[-300:]}
-        report = json.loads(answer.read_text())
+    with tempfile.TemporaryDirectory() as cache:
+        report, spent = optimized(model, ["-o", str(out), *options, "--cache", cache])
+    if report is None:
+        return {"model": model.stem, **spent}
     timed = report["latency"][0] if report["latency"] else {}
     return {
         "model": model.stem,
@@ -43,9 +34,7 @@ def optimize(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
         "default_threads_ratio": report["latency"][1]["ratio"] if len(report["latency"]) > 1 else None,
         "before": {k: report["model"]["before"][k] for k in ("bytes", "parameters", "macs")},
         "after": {k: report["model"]["after"][k] for k in ("bytes", "parameters", "macs")},
-        "seconds": round(seconds, 1),
-        "stages": report["seconds"],
-        "peak_megabytes": round(usage.ru_maxrss * 1024 / 1e6),
+        **spent,
         "environment": report["environment"],
     }
 
@@ -53,8 +42,8 @@ def optimize(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Run the models that are there, write the JSON after each."""
     folder, target, rest = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    cut = rest.index("--") if "--" in rest else len(rest)
-    names, options = [word for word in rest[:cut] if word != "--synthetic"], rest[cut + 1 :]
+    asked, options = split_options(rest)
+    names = [word for word in asked if word != "--synthetic"]
     outs = target.parent / "optimized"
     outs.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = json.loads(target.read_text()) if target.exists() else []
@@ -62,7 +51,7 @@ def main() -> None:
         data = model.with_suffix(".npz")
         if (names and model.stem not in names) or not data.exists():
             continue
-        given = [] if "--synthetic" in rest[:cut] else ["--data", str(data)]
+        given = [] if "--synthetic" in asked else ["--data", str(data)]
         row = optimize(model, outs / model.name, [*given, *options])
         rows = [*(r for r in rows if r["model"] != row["model"]), row]
         target.write_text(json.dumps(rows, indent=1) + "\n")
