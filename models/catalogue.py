@@ -88,12 +88,12 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     ),
     _rapidocr(
         "ppocr-det", "ch_PP-OCRv4_det_infer.onnx", "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
-        "PP-OCRv4, 5 MB: 1×1 and 3×3 Conv; 24 rendered pages", "text detection", inputs.pages,
+        "PP-OCRv4, 5 MB: 1×1 and 3×3 Conv; 48 rendered pages", "text detection", inputs.pages,
     ),
     _rapidocr(
         "ppocr-cls", "ch_ppocr_mobile_v2.0_cls_infer.onnx",
         "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
-        "PP-OCR mobile v2, 0.6 MB; 64 rendered lines, half of them turned", "text direction", inputs.turned_lines,
+        "PP-OCR mobile v2, 0.6 MB; 256 rendered lines, half of them turned", "text direction", inputs.turned_lines,
     ),
     Entry(
         "ddddocr", "ddddocr", "1.6.1", "c7c70f4ae2d0335440ae8b272eea48c9f6888ecef46785fe2311f0c97a133935",
@@ -110,6 +110,6 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         "magika", "magika", "1.0.3", "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803",
         "magika/models/standard_v3_3/model.onnx",
         "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
-        "Magika v3.3, 3 MB: Conv 512×256×5; bytes of 64 files", "file types", inputs.files, pictures=False,
+        "Magika v3.3, 3 MB: Conv 512×256×5; bytes of 256 files", "file types", inputs.files, pictures=False,
     ),
 )  # fmt: skip

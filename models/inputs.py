@@ -54,7 +54,7 @@ def token_passages(_model: Path, *, count: int = 256, length: int = 64, fresh: b
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def pages(_model: Path, *, name: str = "x", count: int = 24, side: int = 384, fresh: bool = False) -> Inputs:
+def pages(_model: Path, *, name: str = "x", count: int = 48, side: int = 384, fresh: bool = False) -> Inputs:
     """Rendered pages over photographs, normalised by ImageNet's mean and deviation."""
     rng, behind = _rng(fresh), photos.backgrounds()
     pixels = np.stack([drawing.page(rng, side, behind) for _ in range(count)])
@@ -68,7 +68,7 @@ def text_lines(_model: Path, *, count: int = 64, width: int = 320, fresh: bool =
     return {"x": np.stack([_ppocr(drawing.line(rng, drawing.words(rng)), width) for _ in range(count)])}
 
 
-def turned_lines(_model: Path, *, count: int = 64, fresh: bool = False) -> Inputs:
+def turned_lines(_model: Path, *, count: int = 256, fresh: bool = False) -> Inputs:
     """Rendered lines for the direction classifier, 48×192, every other one upside down."""
     rng = _rng(fresh)
     lines = [drawing.line(rng, drawing.words(rng)) for _ in range(count)]
@@ -83,12 +83,10 @@ def captchas(_model: Path, *, count: int = 64, width: int = 176, fresh: bool = F
     return {"input1": np.stack(grey)[:, None]}
 
 
-def files(_model: Path, *, count: int = 64, fresh: bool = False) -> Inputs:
+def files(_model: Path, *, count: int = 256, fresh: bool = False) -> Inputs:
     """First and last bytes of files of Python's standard library, as Magika cuts them (256 is padding)."""
-    rows, paths = [], _library_files(count)
-    if fresh:
-        paths = [path for path in _library_files(3 * count) if path not in set(paths)][:count]
-    for path in paths:
+    rows = []
+    for path in _library_files(count, fresh):
         content = path.read_bytes()
         head, tail = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
         rows.append([*head, *[256] * (1024 - len(head)), *[256] * (1024 - len(tail)), *tail])
@@ -123,12 +121,13 @@ def _ppocr(line: Any, width: int) -> npt.NDArray[np.float32]:
     return out
 
 
-def _library_files(count: int) -> list[Path]:
-    """Files of the standard library, the kinds (suffixes) in turn, evenly out of each."""
+def _library_files(count: int, fresh: bool) -> list[Path]:
+    """Every other file of the standard library, the kinds (suffixes) in turn, evenly out of each."""
     root, kinds = Path(sysconfig.get_path("stdlib")), dict[str, list[Path]]()
     for path in sorted(root.rglob("*")):
         if path.suffix and "site-packages" not in path.parts and path.is_file() and path.stat().st_size > 200:
             kinds.setdefault(path.suffix, []).append(path)
-    spread = [found[:: max(1, len(found) // count)] for _, found in sorted(kinds.items())]
+    halves = [found[int(fresh) :: 2] for _, found in sorted(kinds.items())]
+    spread = [found[:: max(1, len(found) // count)] for found in halves]
     turns = [path for turn in zip_longest(*spread) for path in turn if path is not None]
     return turns[:count]

@@ -29,23 +29,31 @@ class RelativeLoss:
 
     def __init__(self, names: Sequence[str] = (), weights: Mapping[str, float] | None = None) -> None:
         self._weights = [(weights or {}).get(name, 1.0) for name in names]
-        self._error: dict[int, float] = {}
-        self._power: dict[int, float] = {}
+        self._rows: list[list[tuple[float, float]]] = []
         self.per_sample: list[float] = []
 
     def add(self, reference: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Count one sample."""
-        worst = 0.0
-        for index, (y, other) in enumerate(zip(reference, outputs, strict=True)):
-            error, power = _difference(np.asarray(y), np.asarray(other))
-            self._error[index] = self._error.get(index, 0.0) + error
-            self._power[index] = self._power.get(index, 0.0) + power
-            worst = max(worst, _ratio(error, power))
-        self.per_sample.append(worst)
+        pairs = zip(reference, outputs, strict=True)
+        self._rows.append([_difference(np.asarray(y), np.asarray(other)) for y, other in pairs])
+        self.per_sample.append(max((_ratio(*pair) for pair in self._rows[-1]), default=0.0))
 
     def value(self) -> float:
         """The loss over all samples so far; 0 when there are none."""
-        return _weighted([_ratio(self._error[i], self._power[i]) for i in self._error], self._weights)
+        return _weighted([_ratio(sum(e), sum(p)) for e, p in self._outputs()], self._weights)
+
+    def error(self) -> float:
+        """Standard error of a ratio of sums, linearised (Cochran, Sampling Techniques, 1977, §2.11 and §6.4)."""
+        count = len(self._rows)
+        if count < 2 or not math.isfinite(self.value()):
+            return math.inf
+        moved = [_moved(np.array(e), np.array(p)) for e, p in self._outputs()]
+        shares = [_weighted(row, self._weights) for row in zip(*moved, strict=True)]
+        return math.sqrt(count / (count - 1) * sum(share**2 for share in shares))
+
+    def _outputs(self) -> list[tuple[list[float], list[float]]]:
+        """Errors and powers of every output, one entry a sample."""
+        return [([e for e, _ in column], [p for _, p in column]) for column in zip(*self._rows, strict=True)]
 
 
 class MeanLoss:
@@ -76,6 +84,10 @@ class MeanLoss:
             return 0.0
         return _weighted(list(np.mean(self._rows, axis=0)), self._weights)
 
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return _error_of_mean([_weighted(row, self._weights) for row in self._rows])
+
 
 class UserLoss:
     """`function(reference, outputs)` of two dicts by output name, for each sample; the mean is the loss."""
@@ -102,6 +114,10 @@ class UserLoss:
     def value(self) -> float:
         """The mean so far; 0 when there are no samples."""
         return float(np.mean(self.per_sample)) if self.per_sample else 0.0
+
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return _error_of_mean(self.per_sample)
 
 
 def cosine(y: Array, other: Array) -> float:
@@ -178,6 +194,17 @@ def _ratio(error: float, power: float) -> float:
     if error == 0:
         return 0.0
     return error / power if power > 0 else float("inf")
+
+
+def _moved(errors: Array, powers: Array) -> list[float]:
+    """How far each sample moves the ratio of the sums."""
+    total = float(powers.sum())
+    return list((errors - errors.sum() / total * powers) / total) if total else [0.0] * len(errors)
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    """Infinite when there are fewer than two values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
 def _difference(y: Array, other: Array) -> tuple[float, float]:

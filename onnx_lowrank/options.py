@@ -109,6 +109,12 @@ GOAL = (
 HOW = (
     click.option("--metric", default=None, help=f"{', '.join(METRIC_NAMES)} or file.py:function [default: relative]."),
     click.option("--max-drop", type=float, default=None, help="The limit for another --metric [default: 0.01]."),
+    click.option(
+        "--confidence",
+        type=float,
+        default=None,
+        help="How sure the limit must hold on samples like the held-out ones [default: 0.5, their loss as it is].",
+    ),
     click.option("--output-weight", "output_weights", multiple=True, metavar="NAME:2", help="Weight in the loss."),
     click.option(
         "--refit/--no-refit", default=None, help="Repair the factors with data after the choice [default: refit]."

@@ -24,6 +24,7 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, publish, race_files, staging
 
 _GIVE_BACK_ROUNDS = 6
+_UNSURE = 1.5  # a loss that may be above the limit by more than this factor is worth a warning
 
 
 def finish(
@@ -92,24 +93,25 @@ def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
         return dataclasses.replace(found, predicted=predicted(run, plan.decisions).ratio)
     counted = loss_of_file(staged, run.references, run.settings)
     latency, columns = columns_of(run, plan, staged, counted.value())
-    return Measured(counted.value(), latency, tuple(counted.per_sample), columns=columns)
+    return Measured(counted.value(), latency, counted, columns=columns)
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
-    return found.loss <= settings.limit and found.faster
+    return found.loss_at(settings.confidence) <= settings.limit and found.faster
 
 
 def _failure(found: Measured, settings: Settings) -> str:
-    ratio = found.speedup
+    ratio, sure = found.speedup, settings.confidence
+    at = f", below {found.loss_at(sure):.3g} with {100 * sure:g} % confidence" if sure > 0.5 else ""
     return (
-        f"the rewritten model has loss {found.loss:.3g} (limit {settings.limit:g}) and speed-up {ratio.value:.3f} "
+        f"the rewritten model has loss {found.loss:.3g}{at} (limit {settings.limit:g}) and speed-up {ratio.value:.3f} "
         f"({ratio.low:.3f}–{ratio.high:.3f}); nothing was written, run optimize to make a plan that holds here"
     )
 
 
 def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
     """Which sites to give back: the one that loses most, or the half that gains least."""
-    if found.loss > settings.limit:
+    if found.loss_at(settings.confidence) > settings.limit:
         return [max(plan.rewritten, key=lambda d: d.loss or d.error or 0.0).node]
     ranked = sorted(plan.rewritten, key=lambda d: (d.ms_after or 0.0) / (d.ms_before or 1.0), reverse=True)
     return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
@@ -142,7 +144,7 @@ def _publish(
             f"speed-up {ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) is not surely {wanted:g}; OUT not written"
         )
     default = _at_default_threads(run, staged)
-    run.warnings += cautions((*found.latency, *default))
+    run.warnings += [*cautions((*found.latency, *default)), *unsure_loss(found, run.settings)]
     goal = run.settings.speedup
     if goal is not None and ratio.value < goal:
         run.warnings.append(f"the saved file is measured {ratio.value:.3f}× faster, {goal:g}× was the goal")
@@ -196,7 +198,9 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
         reason=reason,
         speedup=found.speedup if found else no_change(),
         loss=loss,
+        loss_upper=_upper(found),
         loss_limit=run.settings.limit if math.isfinite(run.settings.limit) else None,
+        confidence=run.settings.confidence,
         metric=run.settings.metric,
         data="synthetic" if run.loaded.source.synthetic else "user",
         samples=run.references.count,
@@ -207,6 +211,23 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
         precision=run.lowering.scheme.words() if run.lowering else "+".join(sorted(dtypes)) or "as the model is",
         over_precision=next((c.over for c in found.columns[3:]), None) if found else None,
     )
+
+
+def _upper(found: Measured | None) -> float | None:
+    """What the loss is below with 95 % confidence, where the samples tell."""
+    upper = found.loss_at(0.95) if found else math.inf
+    return upper if math.isfinite(upper) else None
+
+
+def unsure_loss(found: Measured, settings: Settings) -> list[str]:
+    """A sentence about a loss whose samples differ so much that it may well be far above the limit."""
+    upper = _upper(found)
+    if upper is None or upper <= _UNSURE * settings.limit:
+        return []
+    return [
+        f"the {len(found.sample_losses)} held-out samples differ much: they only show a loss below {upper:.2g} (95 %), "
+        f"the limit is {settings.limit:g}; give more samples, or --confidence 0.95 to hold the limit so"
+    ]
 
 
 def thin_evidence(known: Mapping[str, Evidence]) -> list[str]:

@@ -36,6 +36,8 @@ class Verdict:
     """What was measured on the saved file; `loss_limit` is None when the goal was a speed or a size.
 
     Attributes:
+        loss_upper: what the loss is below with 95 % confidence; None where the samples do not tell.
+        confidence: how sure `loss_limit` was held to.
         latency: `measured`, or `predicted` from the table of a `machine` that is not here.
         scope: what a predicted speed-up is about.
         over_precision: the gain of low rank over the precision alone, where one was asked for.
@@ -50,6 +52,8 @@ class Verdict:
     samples: int
     provider: str
     precision: str
+    loss_upper: float | None = None
+    confidence: float = 0.5
     metric: str = "relative"
     provider_options: dict[str, str] = dataclasses.field(default_factory=dict)
     latency: str = "measured"
@@ -84,7 +88,14 @@ class Verdict:
     def _loss(self) -> str:
         name = "loss" if self.metric == "relative" else f"{self.metric} loss"
         allowed = f" of {self.loss_limit:.2g} allowed" if self.loss_limit is not None else ""
-        return f"{name} {self.loss:.2g}{allowed}"
+        below = f" (below {self.loss_upper:.2g} with 95 % confidence)" if self.loss_upper is not None else ""
+        return f"{name} {self.loss:.2g}{allowed}{below}"
+
+
+_VERDICT = (
+    *("loss", "loss_upper", "loss_limit", "confidence", "metric", "data", "samples", "provider", "precision", "reason"),
+    *("latency", "machine", "scope", "provider_options"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +135,7 @@ class Report:
             "verdict": {
                 "speedup": v.speedup.value,
                 "speedup_ci": [v.speedup.low, v.speedup.high] if v.latency == "measured" else None,
-                **{k: getattr(v, k) for k in ("loss", "loss_limit", "metric", "data", "samples", "provider")},
-                **{
-                    k: getattr(v, k) for k in ("precision", "reason", "latency", "machine", "scope", "provider_options")
-                },
+                **{k: getattr(v, k) for k in _VERDICT},
             },
             "model": {"before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)},
             "sites": [{**_site(d), **_basis(self.evidence.get(d.node))} for d in self.plan.decisions],

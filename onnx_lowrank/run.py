@@ -31,7 +31,7 @@ from onnx_lowrank.saving import check_room
 from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.validation import NewLoss, References
+from onnx_lowrank.validation import NewLoss, References, upper_end
 from onnx_lowrank.weighing import with_metrics
 
 
@@ -91,10 +91,10 @@ class Run:
         return self.lowering.model(rewritten(*known, provenance=provenance, closed=False))
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
-        """Measured loss of the built model on the held-out samples."""
+        """Loss of the built model, as far as the held-out samples are sure of it (`confidence`)."""
         model = self.deployed(decisions)
         session = Session(model, provider=self.settings.provider, threads=0, folder=self.loaded.file.folder)
-        return self.references.loss(session).value()
+        return upper_end(self.references.loss(session), self.settings.confidence)
 
 
 def start(
@@ -171,6 +171,8 @@ def _references(loaded: Loaded, settings: Settings, counter: NewLoss, clock: Clo
     original = Session(loaded.file.path, provider=settings.provider, threads=0)  # gone before the next one is opened
     found = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
+    if settings.confidence > 0.5 and found.count < 2:
+        raise SettingsError(f"confidence {settings.confidence:g} needs two held-out samples or more; give more data")
     return found
 
 

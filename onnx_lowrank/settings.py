@@ -40,6 +40,7 @@ class Settings:
         size: goal: the least loss at this fraction of the weight bytes.
         metric: what the loss is: `relative`, `cosine`, `top1`, `kl`, or `file.py:function`.
         max_drop: the limit for a metric other than `relative`.
+        confidence: how sure the limit must hold on samples like the held-out ones; 0.5 takes their loss as it is.
         output_weights: weight of an output in the loss, by name; 1 where none is given.
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
@@ -72,6 +73,7 @@ class Settings:
     size: float | None = None
     metric: str = "relative"
     max_drop: float | None = None
+    confidence: float = 0.5
     output_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     require_speedup: float | None = None
     provider: str = "cpu"
@@ -171,6 +173,8 @@ class Settings:
             raise SettingsError(f"max_drop is {self.max_drop}; give a positive number, for example 0.01")
         if (self.metric == "relative") != (self.max_drop is None) and self.max_drop is not None:
             raise SettingsError("max_drop is the limit for --metric; give max_loss for the relative error")
+        if not 0.5 <= self.confidence < 1:
+            raise SettingsError(f"confidence is {self.confidence}; give 0.5 or more and less than 1, for example 0.95")
         if self.metric != "relative" and self.max_loss is not None:
             raise SettingsError(f"max_loss is the limit of the relative error; give max_drop for metric {self.metric}")
         if bad := [name for name, weight in self.output_weights.items() if not (math.isfinite(weight) and weight >= 0)]:

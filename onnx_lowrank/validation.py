@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.stats
 
 from onnx_lowrank.runtime import Feed, Session
 
@@ -23,6 +25,22 @@ class Loss(Protocol):
 
     def value(self) -> float:
         """The loss over all samples so far; 0 when there are none."""
+
+    def error(self) -> float:
+        """Standard error of `value()` over samples like these; infinite when there are fewer than two."""
+
+
+def upper_end(loss: Loss, confidence: float) -> float:
+    """Upper end of the one-sided interval of a loss over samples like those that were counted.
+
+    Args:
+        confidence: from 0.5, which is the measured loss itself, to below 1. By Student's t, whose tails are too light
+            where few samples carry most of the loss: more samples are the better cure.
+    """
+    if confidence == 0.5 or not math.isfinite(loss.value()):
+        return loss.value()
+    quantile = float(scipy.stats.t.ppf(confidence, max(len(loss.per_sample) - 1, 1)))
+    return loss.value() + quantile * loss.error()
 
 
 NewLoss = Callable[[Sequence[str]], Loss]

@@ -44,7 +44,9 @@ def verdict(report: Json) -> Verdict:
         reason = str(found.get("reason") or figures.MISSING)
         return Verdict("unchanged", "plain", old, "Unchanged", f"{reason[:1].upper()}{reason[1:]}.", where)
     ends = figures.interval(found.get("speedup_ci"))
-    loss = f"loss {figures.short(found.get('loss'), 2)} of {limit} allowed"
+    upper = found.get("loss_upper")
+    below = f" (95 %: below {figures.short(upper, 2)})" if figures.finite(upper) else ""
+    loss = f"loss {figures.short(found.get('loss'), 2)} of {limit} allowed{below}"
     made = f" in {str(found.get('precision')).split()[0]}" if report.get("precisions") else ""
     headline = f"{figures.ratio(found.get('speedup'))} faster{made}"
     if found.get("latency") == "predicted":

@@ -24,23 +24,32 @@ from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.stale import LOCK, discard_folders, disown, own
 from onnx_lowrank.timing import Ratio
-from onnx_lowrank.validation import Loss, References
+from onnx_lowrank.validation import Loss, References, upper_end
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """What a file on disk is worth; one latency for every set of shapes, or a ratio that was only predicted.
 
-    `columns` are there where a precision was made; `start` is what the first opening on a card took, where engines are
-    built.
+    `counted` is the loss sample by sample; `columns` are there where a precision was made; `start` is what the first
+    opening on a card took, where engines are built.
     """
 
     loss: float
     latency: tuple[Latency, ...]
-    sample_losses: tuple[float, ...] = ()
+    counted: Loss | None = None
     columns: tuple[Column, ...] = ()
     predicted: float | None = None
     start: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def loss_at(self, confidence: float) -> float:
+        """What the loss is below with a confidence, on samples like the held-out ones."""
+        return self.loss if self.counted is None else upper_end(self.counted, confidence)
+
+    @property
+    def sample_losses(self) -> tuple[float, ...]:
+        """Loss of each sample alone."""
+        return () if self.counted is None else tuple(self.counted.per_sample)
 
     @property
     def faster(self) -> bool:
@@ -94,7 +103,7 @@ def measured(staged: Path, loaded: Loaded, references: References, settings: Set
     counted = loss_of_file(staged, references, settings)
     timed = settings.verify_latency
     latency = race_files([loaded.file.path, staged], loaded, settings, settings.threads) if timed else ()
-    return Measured(counted.value(), latency, tuple(counted.per_sample), start=start)
+    return Measured(counted.value(), latency, counted, start=start)
 
 
 def _first_opening(staged: Path, loaded: Loaded, settings: Settings) -> dict[str, float]:

@@ -30,6 +30,8 @@ def test_folders_may_be_text(tmp_path: Path) -> None:
         ({"max_loss": 2.0}, "between 0 and 1"),
         ({"require_speedup": 0.5}, "require_speedup is 0.5"),
         ({"threads": 0}, "threads is 0"),
+        ({"confidence": 0.4}, "confidence is 0.4"),
+        ({"confidence": 1.0}, "less than 1"),
         ({"samples": 0}, "samples is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"kinds": ("svdd",)}, "did you mean 'svd'"),

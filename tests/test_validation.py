@@ -9,9 +9,9 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from onnx_lowrank.metrics import RelativeLoss
+from onnx_lowrank.metrics import RelativeLoss, UserLoss, new_loss
 from onnx_lowrank.runtime import Session
-from onnx_lowrank.validation import References
+from onnx_lowrank.validation import References, upper_end
 
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
 two (float[n, 2] x) => (float[n, 2] y, float[n, 2] z) <float[1] s = {SCALE}> { y = Mul(x, s)  z = Identity(x) }"""
@@ -33,6 +33,57 @@ def test_errors_and_powers_are_summed_before_they_are_divided() -> None:
     found = loss(([[3.0, 4.0]], [[3.0, 3.0]]), ([[0.0, 5.0]], [[0.0, 5.0]]))
     assert found.value() == pytest.approx(1 / 50)
     assert found.per_sample == pytest.approx([1 / 25, 0.0])
+
+
+def samples(count: int, *, seed: int) -> list[tuple[list[Any], list[Any]]]:
+    """Two outputs of very different power, with errors that differ from sample to sample."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        small, large = rng.standard_normal(8), 100 * rng.standard_normal(3)
+        moved = [small + 0.1 * rng.standard_normal(8), large * (1 + 0.1 * rng.uniform(0.5, 2.0))]
+        found.append(([small, large], moved))
+    return found
+
+
+def test_the_error_of_equal_powers_is_that_of_a_mean() -> None:
+    parts = [0.1, 0.3, 0.2, 0.6, 0.3]
+    counted = loss(*[([[1.0]], [[1.0 + part]]) for part in parts])
+    squares = np.square(parts)
+    assert counted.error() == pytest.approx(squares.std(ddof=1) / math.sqrt(5))
+    mean = UserLoss(lambda a, b: float(np.square(b["y"] - a["y"])[0]), "f", ["y"])
+    cosine = new_loss("top1", ["y"], {})(["y"])
+    for i, part in enumerate(parts):
+        mean.add([np.ones(1)], [np.ones(1) + part])
+        cosine.add([np.eye(2)[:1]], [np.eye(2)[i % 2 :][:1]])
+    assert mean.error() == pytest.approx(counted.error())
+    assert cosine.error() == pytest.approx(np.std([0, 1, 0, 1, 0], ddof=1) / math.sqrt(5))
+
+
+def test_the_error_is_the_spread_over_other_samples() -> None:
+    """The truth: the loss of many draws of forty samples."""
+    counted = [loss(*samples(40, seed=seed)) for seed in range(300)]
+    spread = np.std([one.value() for one in counted], ddof=1)
+    assert np.mean([one.error() for one in counted]) == pytest.approx(spread, rel=0.15)
+
+
+def test_the_upper_end_covers_as_often_as_it_says() -> None:
+    truth = loss(*samples(20000, seed=1000)).value()
+    covered = [upper_end(loss(*samples(30, seed=seed)), 0.95) >= truth for seed in range(300)]
+    assert 0.88 <= np.mean(covered) <= 0.99
+    one = loss(*samples(30, seed=0))
+    assert upper_end(one, 0.5) == one.value() < upper_end(one, 0.8) < upper_end(one, 0.95)
+
+
+def test_what_one_sample_or_a_broken_output_says_is_unsure() -> None:
+    assert loss(([[1.0]], [[1.1]])).error() == math.inf
+    assert upper_end(loss(([[1.0]], [[1.1]])), 0.5) == pytest.approx(0.01)
+    assert upper_end(loss(([[1.0]], [[1.1]])), 0.95) == math.inf
+    broken = loss(([[1.0]], [[math.inf]]), ([[1.0]], [[1.0]]))
+    assert broken.error() == math.inf
+    assert upper_end(broken, 0.95) == math.inf
+    same = loss(([[0.0]], [[0.0]]), ([[0.0]], [[0.0]]))
+    assert (same.error(), upper_end(same, 0.95)) == (0.0, 0.0)
 
 
 def test_outputs_are_averaged() -> None:

@@ -50,6 +50,7 @@ def _row(model: Path, limit: float, report: Report, fresh: Path) -> dict[str, An
         "speedup_ci": [verdict.speedup.low, verdict.speedup.high],
         "aa_ratio_ci": aa,
         "loss": verdict.loss,
+        "loss_upper": verdict.loss_upper,
         "fresh_loss": lost,
         "ok": verdict.speedup.high >= aa[0] and (lost is None or lost <= _OVER * limit),
     }

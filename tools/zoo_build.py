@@ -63,7 +63,7 @@ def craft(wheel: Path, out: Path) -> Built:
     path = out / "craft.onnx"
     axes = {"image": {0: "n", 2: "h", 3: "w"}, "score": {0: "n", 1: "h2", 2: "w2"}}
     _trace(model, (torch.randn(1, 3, 320, 320),), path, ["image"], ["score"], axes)
-    return path, inputs.pages(path, name="image", side=320)
+    return path, inputs.pages(path, name="image", count=24, side=320)
 
 
 def minilm(wheel: Path, out: Path) -> Built:

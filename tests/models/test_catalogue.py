@@ -241,7 +241,7 @@ def test_the_signal_is_speech_like_in_loudness_and_pauses() -> None:
 def test_padding_of_a_short_file_is_256(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     short = tmp_path / "a.txt"
     short.write_bytes(b"  words  ")
-    monkeypatch.setattr(inputs, "_library_files", lambda count: [short] * count)
+    monkeypatch.setattr(inputs, "_library_files", lambda count, _fresh: [short] * count)
     row = inputs.files(Path("unused"), count=1)["bytes"][0]
     assert bytes(row[:7].tolist()) == b"words  "
     assert bytes(row[-7:].tolist()) == b"  words"
