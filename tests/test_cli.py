@@ -141,7 +141,8 @@ def test_a_low_rank_model_is_optimized_and_its_plan_replays_to_the_same_bytes(
 
 
 def test_a_table_is_listed_exported_and_imported(folder: Path) -> None:
-    assert run(folder, "analyze", "tiny.onnx", "-d", "x.npz", "--cache", "here", "-q").returncode == 0
+    words = ["--cache", "here", "-q", "--kinds", "conv_svd"]  # of no use to a MatMul: only the dense weight is timed
+    assert run(folder, "analyze", "tiny.onnx", "-d", "x.npz", *words).returncode == 0
     assert "times of 1 geometries" in run(folder, "cache", "ls", "--cache", "here").stdout
     assert run(folder, "cache", "export", "t.json", "--cache", "here").returncode == 0
     assert run(folder, "cache", "import", "t.json", "--cache", "there").returncode == 0
