@@ -120,7 +120,9 @@ def test_a_warm_table_tells_the_same_without_a_profile(run: Run, monkeypatch: py
 
 def test_losses_are_read_as_they_were_kept() -> None:
     """Names with spaces, in an order that is not that of their labels."""
-    some = Losses((("LayerNorm", "b → c"), ("Attention", "MatMul → s"), ("Attention", "a b")), {"b → c": 0.25, "q": 0.0})
+    some = Losses(
+        (("LayerNorm", "b → c"), ("Attention", "MatMul → s"), ("Attention", "a b")), {"b → c": 0.25, "q": 0.0}
+    )
     assert Losses.read(dict(sorted(some.row().items()))) == some
     assert Losses.read(Losses().row()) == Losses()
 

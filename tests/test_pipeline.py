@@ -1,6 +1,6 @@
 """Goals, metrics, sweeps and siblings, from Python, on small models whose weights have falling spectra.
 
-What is decided is asked of a model that gains little, with a given table of times; what is raced, of one that gains much.
+What is decided is asked of a model that gains little, with a given table of times; what is raced gains much.
 """
 
 from __future__ import annotations
