@@ -46,11 +46,14 @@ def interrupted(folder: Path, moment: str, number: signal.Signals) -> tuple[int,
         [*command, "-d", "wide.npz", "--cache", "cache"], cwd=folder, stdout=subprocess.DEVNULL, stderr=said,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:  # fmt: skip
-        end = time.monotonic() + _PATIENCE
-        while process.poll() is None and time.monotonic() < end:
-            if MOMENTS[moment](folder, Path(said.name).read_text()):
-                break
-            time.sleep(0.005)
-        process.send_signal(number)
-        process.wait(timeout=_PATIENCE)
+        try:
+            end = time.monotonic() + _PATIENCE
+            while process.poll() is None and time.monotonic() < end:
+                if MOMENTS[moment](folder, Path(said.name).read_text()):
+                    break
+                time.sleep(0.005)
+            process.send_signal(number)
+            process.wait(timeout=_PATIENCE)
+        finally:
+            process.kill()  # of no effect on one that has ended
         return process.returncode, _IMPORT.sub("", Path(said.name).read_text())
