@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
 
 NUMBERED: Final = "onnx_lowrank_node_"
 """Start of the names of nodes that are called after their position."""
@@ -38,6 +41,28 @@ def node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
             ms=event["dur"] / 1e3 + (earlier.ms if earlier else 0.0),
         )
     return found
+
+
+def kernel_times(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Milliseconds in a run, and operators, of every node as the runtime executes it, by its name."""
+    times: dict[str, list[float]] = {}
+    ops: dict[str, str] = {}
+    for event in events:
+        name, found, suffix = event.get("name", "").rpartition("_kernel_time")
+        if event.get("cat") == "Node" and found and not suffix:
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+            ops[name] = event.get("args", {}).get("op_name", "")
+    return {name: _of_a_run(ms, runs) for name, ms in times.items()}, ops
+
+
+def _of_a_run(ms: Sequence[float], runs: int) -> float:
+    """Milliseconds in a run: the least of the warm ones, for others on the machine only ever add to it.
+
+    A node in a loop runs several times in each; one in a branch that is not always taken counts with its share.
+    """
+    if len(ms) % runs or len(ms) == runs == 1:
+        return float(np.median(ms)) * len(ms) / runs
+    return float(np.reshape(ms, (runs, -1)).sum(axis=1)[1:].min())
 
 
 def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:

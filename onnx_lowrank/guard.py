@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from onnx_lowrank import profiles
+from onnx_lowrank import profiles, wholes
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.plan import Decision
@@ -28,19 +28,37 @@ class Losses:
     fusions: tuple[tuple[str, str], ...] = ()
     ms: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    def row(self) -> dict[str, float]:
+        """As a row of a table of times, which holds numbers by label: the fusions' places in their order, and times."""
+        places = {f"fusion {op} {node}": float(place) for place, (op, node) in enumerate(self.fusions)}
+        return places | {f"at {node}": ms for node, ms in self.ms.items()}
+
+    @classmethod
+    def read(cls, row: Mapping[str, float]) -> Losses:
+        """Out of such a row."""
+        parts = [(*label.partition(" ")[::2], number) for label, number in row.items()]
+        fusions = sorted((place, *name.partition(" ")[::2]) for word, name, place in parts if word == "fusion")
+        return cls(tuple((op, node) for _, op, node in fusions), {name: ms for word, name, ms in parts if word == "at"})
+
 
 def losses(run: Run, decisions: Sequence[Decision]) -> Losses:
-    """What a plan loses; nothing where the models cannot be profiled, or another precision fuses otherwise."""
+    """What a plan loses, kept in the table; nothing where another precision fuses otherwise, or no profile is had."""
     if run.lowering is not None:
         return Losses()
-    settings, feed, folder = run.settings, run.loaded.feeds[0], run.loaded.file.folder
     try:
-        before, after = (
-            profiles.profile_model(run.build(some), feed, folder, provider=settings.provider, threads=settings.threads)
-            for some in ((), decisions)
+        return Losses.read(
+            run.table.recall(f"lost {wholes.digest(run, decisions)}", lambda: _profiled(run, decisions).row())
         )
     except ModelError:
         return Losses()
+
+
+def _profiled(run: Run, decisions: Sequence[Decision]) -> Losses:
+    settings, feed, folder = run.settings, run.loaded.feeds[0], run.loaded.file.folder
+    before, after = (
+        profiles.profile_model(run.build(some), feed, folder, provider=settings.provider, threads=settings.threads)
+        for some in ((), decisions)
+    )
     chosen = {d.node for d in decisions if d.kind}
     return attributed(run.loaded.graph, [site for site in run.loaded.sites if site.name in chosen], before, after)
 

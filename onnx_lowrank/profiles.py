@@ -7,14 +7,14 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.events import kernel_times
 from onnx_lowrank.runtime import Feed, Session
 
 MOST_BYTES = 1_500_000_000
@@ -76,7 +76,7 @@ def profile_model(
             session.run(feed)
             made += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
-    ms, ops = _kernels(events, made)
+    ms, ops = kernel_times(events, made)
     inner = {node.name: node.op_type for node in _inner(named) if node.name}
     known = {**{name: name for name in inner}, **owners(named)}
     own = {**{node.name: node.op_type for node in named.graph.node}, **inner}
@@ -94,27 +94,6 @@ def _inner(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
             for graph in (attribute.g, *attribute.graphs):
                 yield from graph.node
                 queue += graph.node
-
-
-def _kernels(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
-    times: dict[str, list[float]] = {}
-    ops: dict[str, str] = {}
-    for event in events:
-        name, found, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") == "Node" and found and not suffix:
-            times.setdefault(name, []).append(event["dur"] / 1e3)
-            ops[name] = event.get("args", {}).get("op_name", "")
-    return {name: _of_a_run(ms, runs) for name, ms in times.items()}, ops
-
-
-def _of_a_run(ms: Sequence[float], runs: int) -> float:
-    """Milliseconds in a run: the least of the warm ones, for others on the machine only ever add to it.
-
-    A node in a loop runs several times in each; one in a branch that is not always taken counts with its share.
-    """
-    if len(ms) % runs or len(ms) == runs == 1:
-        return float(np.median(ms)) * len(ms) / runs
-    return float(np.reshape(ms, (runs, -1)).sum(axis=1)[1:].min())
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ import onnx
 from onnx_lowrank import libraries
 from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
-from onnx_lowrank.events import NUMBERED, node_runs
+from onnx_lowrank.events import NUMBERED, kernel_times, node_runs
 from onnx_lowrank.events import NodeRun as NodeRun
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
@@ -248,14 +248,9 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
 def node_times(
     model: onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int = 7
 ) -> dict[str, float]:
-    """Milliseconds of every node of the model as the runtime executes it, optimised; the median of some runs."""
+    """Milliseconds of every node of the model as the runtime executes it, optimised; the least of some runs."""
     events = profiled(model, feed, folder, provider=provider, threads=threads, runs=runs + 1)
-    times: dict[str, list[float]] = {}
-    for event in events:
-        name, found, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") == "Node" and found and not suffix:
-            times.setdefault(name, []).append(event["dur"] / 1e3)
-    return {name: float(np.median(ms[1:] or ms)) * len(ms) / (runs + 1) for name, ms in times.items()}
+    return kernel_times(events, runs + 1)[0]
 
 
 def profiled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ def precision_alone(run: Run) -> float:
     """Time of the original in the precision that will be deployed, with its neighbours merged, over its own."""
     if run.lowering is None and not run.loaded.merged:
         return 1.0
-    times = run.table.recall(f"alone {_digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
+    times = run.table.recall(f"alone {digest(run, ())}", lambda: _race(run, run.loaded.file.path, ()))
     return times["after"] / times["before"]
 
 
@@ -28,7 +29,7 @@ def whole(run: Run, decisions: Decisions) -> dict[str, float]:
     """Milliseconds of the original, merged and in the precision, and of a built plan, turn about; kept in the table."""
     plain = run.lowering is None and not run.loaded.merged
     first = run.loaded.file.path if plain else run.deployed(())
-    return run.table.recall(f"model {_digest(run, decisions)}", lambda: _race(run, first, decisions))
+    return run.table.recall(f"model {digest(run, decisions)}", lambda: _race(run, first, decisions))
 
 
 def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict[str, float]:
@@ -47,7 +48,7 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
     def before() -> dict[str, float]:
         return insitu.dense_times(run.loaded, run.settings, run.lowering)
 
-    dense = run.table.recall(f"in situ {_digest(run, ())}", before)
+    dense = run.table.recall(f"in situ {digest(run, ())}", before)
 
     def rewritten() -> dict[str, float]:
         times = node_times(
@@ -59,10 +60,11 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
         )
         return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
 
-    return insitu.factors(decisions, dense, run.table.recall(f"in situ {_digest(run, decisions)}", rewritten))
+    return insitu.factors(decisions, dense, run.table.recall(f"in situ {digest(run, decisions)}", rewritten))
 
 
-def _digest(run: Run, decisions: Decisions) -> str:
+def digest(run: Run, decisions: Sequence[Decision]) -> str:
+    """What the time of a built plan depends on, as a short hash."""
     chosen = [(d.node, d.kind, d.rank, d.inner) for d in decisions if d.kind]
     made = f" {run.lowering.scheme}" if run.lowering else ""
     merged = "".join(f" {one.taken_in}>{one.node}" for one in run.loaded.merged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,21 @@ ROW = {"dense": 0.050, "dense again": 0.0502, "svd 16": 0.020, "svd 32": 0.0201,
 """Ranks 16 and 32 take the same time, and 128 is slower than dense."""
 
 
-def save_table(path: Path, width: int) -> None:
-    """Write a table of times: `ROW`, for a MatMul of 64 rows with a weight of width×width."""
+def by_work(width: int) -> dict[str, float]:
+    """Times as the work of a weight of width×width is: its share of a millisecond, and a little for another node."""
+    row = {"dense": 1.0, "dense again": 1.0}
+    for rank in range(16, width, 16):
+        row[f"svd {rank}"] = 2 * rank / width + 0.004
+        row[f"pivot {rank}"] = rank * (2 * width - rank) / width**2 + 0.006
+    return row
+
+
+def save_table(path: Path, width: int, read: str = "64", row: Mapping[str, float] = ROW) -> Path:
+    """Write a table of times: a row, for a MatMul with a weight of width×width and an input of read×width."""
     environment = {"processor": "a processor", "provider": "cpu", "threads": 1}
-    rows = {f"MatMul {width}x{width} float32 x=64x{width} bias=0 right": ROW}
+    rows = {f"MatMul {width}x{width} float32 x={read}x{width} bias=0 right": row}
     path.write_text(json.dumps({"environment": environment, "ms": rows}))
+    return path
 
 
 def data(folder: Path) -> list[dict[str, Any]]:

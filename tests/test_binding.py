@@ -140,13 +140,13 @@ def test_the_path_of_a_card_is_walked_on_the_cpu(
     monkeypatch.setattr(providers, "NVIDIA", ("cpu",))
     monkeypatch.setattr(Session, "bound", bound)
     monkeypatch.setattr("onnx_lowrank.latency.fragment_model", counted)
+    monkeypatch.setattr("onnx_lowrank.latency.copies_for", lambda *_: 3)  # a slow machine would need none
     low_rank_model(tmp_path / "wide.onnx")
     report = onnx_lowrank.optimize(
         tmp_path / "wide.onnx", tmp_path / "out.onnx", data=tmp_path / "wide.npz", cache=tmp_path / "cache", refit=False
     ).to_dict()
     assert report["status"] == "optimized"
     assert set(report["latency"][0]["transfers"]) == {"inputs_ms", "outputs_ms"}
-    assert min(copies) == 1
-    assert 1 < max(copies) <= 64
+    assert set(copies) == {1, 3}
     (row,) = (row for key, row in report["staircases"].items() if key.startswith("MatMul"))
     assert min(row.values()) < row["dense"]

@@ -13,8 +13,10 @@ import onnxruntime as ort
 import pytest
 
 import onnx_lowrank
+from onnx_lowrank import outcome
 from onnx_lowrank.models import get
 from onnx_lowrank.report import Report
+from tests.races import FASTER, answering
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
@@ -91,7 +93,11 @@ def test_the_report_adds_up(run: tuple[Path, Path, Path, Report]) -> None:
 
 
 @pytest.mark.parametrize("run", ["minilm-l3", pytest.param("vgg16", marks=pytest.mark.slow)], indirect=True)
-def test_a_replayed_plan_gives_the_same_bytes(run: tuple[Path, Path, Path, Report], folder: Path) -> None:
+def test_a_replayed_plan_gives_the_same_bytes(
+    run: tuple[Path, Path, Path, Report], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race of the same file is that of the first run; lost by noise, it would not be repeated with fewer sites."""
+    monkeypatch.setattr(outcome, "measured", answering((None, FASTER)))
     model, _, out, report = run
     again = folder / f"again-{model.name}"
     replayed = onnx_lowrank.apply(report.plan, model, again, cache=folder / "cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from onnx_lowrank.guard import Losses, attributed, losses
 from onnx_lowrank.passes.survey import survey
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.profiles import Profile
-from onnx_lowrank.run import Clock, Run, start
+from onnx_lowrank.run import Clock, Run, latency_table, start
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Why
 
@@ -73,7 +74,10 @@ def test_time_of_the_site_itself_is_left_to_its_own_profile() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Convolutions along a line, each with its ReLU: the runtime makes FusedConv of them."""
+    """Convolutions along a line, each with its ReLU: the runtime makes FusedConv of them.
+
+    The line is long, so that a ReLU of its own takes many of the whole microseconds that a profile counts.
+    """
     folder = tmp_path_factory.mktemp("guard")
     rng, nodes, tensors, name = np.random.default_rng(0), [], [], "x"
     for i in range(2):
@@ -82,10 +86,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         nodes.append(helper.make_node("Conv", [name, f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"))
         name = f"r{i}"
-    ends = (helper.make_tensor_value_info(n, 1, [1, 24, 64]) for n in ("x", name))
+    ends = (helper.make_tensor_value_info(n, 1, [1, 24, 16384]) for n in ("x", name))
     graph = helper.make_graph(nodes, "line", [next(ends)], [next(ends)], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
-    data = [{"x": rng.standard_normal((1, 24, 64)).astype(np.float32)} for _ in range(6)]
+    data = [{"x": rng.standard_normal((1, 24, 16384)).astype(np.float32)} for _ in range(6)]
     return start(folder / "m.onnx", data, Settings(cache=folder / "cache"), Clock(lambda *_: None))
 
 
@@ -100,9 +104,32 @@ def test_the_runtimes_own_fusion_is_seen_to_be_lost(run: Run) -> None:
     assert losses(run, kept) == Losses()
 
 
+def test_a_warm_table_tells_the_same_without_a_profile(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = (Decision("conv0", "Conv", (24, 72), "pivot", 12), Decision("conv1", "Conv", (24, 72)))
+    first = losses(run, plan)
+    assert first.ms["conv0"] > 0
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("profiled")
+
+    monkeypatch.setattr(profiles, "profile_model", never)
+    assert losses(dataclasses.replace(run, table=latency_table(run.settings)), plan) == first
+    with pytest.raises(AssertionError, match="profiled"):
+        losses(run, (dataclasses.replace(plan[0], rank=13), plan[1]))
+
+
+def test_losses_are_read_as_they_were_kept() -> None:
+    """Names with spaces, in an order that is not that of their labels."""
+    some = Losses(
+        (("LayerNorm", "b → c"), ("Attention", "MatMul → s"), ("Attention", "a b")), {"b → c": 0.25, "q": 0.0}
+    )
+    assert Losses.read(dict(sorted(some.row().items()))) == some
+    assert Losses.read(Losses().row()) == Losses()
+
+
 def test_no_profile_no_losses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "MOST_BYTES", 10)
-    assert losses(run, (Decision("conv0", "Conv", (24, 72), "pivot", 8),)) == Losses()
+    assert losses(run, (Decision("conv0", "Conv", (24, 72), "pivot", 9),)) == Losses()
 
 
 @pytest.mark.parametrize(("cost", "kept"), [(0.0, "pivot"), (5.0, None)])

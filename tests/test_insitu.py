@@ -39,7 +39,7 @@ def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) ->
     model.graph.node[0].name, model.graph.node[2].name = "block", "block/inner"
     onnx.save(model, path)
     settings = Settings(cache=tmp_path)
-    data = [{"x": rng.standard_normal((4, 32)).astype(np.float32)} for _ in range(4)]
+    data = [{"x": rng.standard_normal((8192, 32)).astype(np.float32)} for _ in range(4)]  # many whole microseconds
     loaded = load(path, data, settings, lambda *_: None)
     times = dense_times(loaded, settings)
     assert set(times) == {"block", "block/inner"}

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.stale import discard_files, discard_folders, disown, own
 from onnx_lowrank.verify import staging
+from tests.interrupts import interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -182,15 +183,8 @@ def test_other_signals_end_like_an_interrupt(
     tmp_path: Path, low_rank_model: Callable[..., None], number: signal.Signals
 ) -> None:
     low_rank_model(tmp_path / "wide.onnx", layers=6)
-    command = [sys.executable, "-m", "onnx_lowrank", "optimize", "wide.onnx", "-o", "out.onnx", "-d", "wide.npz"]
-    process = subprocess.Popen(
-        [*command, "--cache", "cache"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )  # fmt: skip
-    time.sleep(2)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert (process.returncode, "Traceback" in said) == (130, False), said
+    code, said = interrupted(tmp_path, "times are kept", number)
+    assert (code, "Traceback" in said) == (130, False), said
     assert {p.name for p in tmp_path.iterdir()} <= {"wide.onnx", "wide.npz", "cache"}
 
 

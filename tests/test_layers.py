@@ -11,7 +11,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_lowrank
-from onnx_lowrank.layers import widths
+from onnx_lowrank import layers
+from onnx_lowrank.allocate import Choices
+from onnx_lowrank.layers import widths, with_layers
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.refit import refit
 from onnx_lowrank.repair import repaired, replayed
@@ -60,7 +62,7 @@ def test_redundant_layers_become_narrower_and_faster(home: Path, report: onnx_lo
         assert (up.kind, down.kind) == ("nystrom", "nystrom")
         assert (up.partner, down.partner) == (down.node, up.node)
         assert up.rank == down.rank
-        assert 0 < (up.rank or 0) <= HIDDEN // 2
+        assert 0 < (up.rank or 0) <= HIDDEN * 3 // 4  # a quarter would do; which width is fastest is measured
     assert report.verdict.loss <= 0.005
     assert report.verdict.speedup.low > 1.1
     before, after = (onnx.load(home / name) for name in ("m.onnx", "out.onnx"))
@@ -119,6 +121,24 @@ def test_a_refit_of_another_kind_keeps_the_order_of_the_channels(run: Run) -> No
     mixed = [Refit.of(svd, ["down0"]), Refit.of(decisions(run, 96), ["down1"])]
     plan = Plan("", decisions(run, 96), 0.5, "cpu", 1, 0, 256, refits=tuple(mixed))
     assert unrepaired(plan)["down0"] == ("nystrom",)
+
+
+@pytest.mark.parametrize(
+    ("dense", "left"),
+    [(2.5, {128: 0.25, 256: 0.5}), (9.0, {128: 0.1 * 2 / 9, 256: 0.1 * 4 / 9})],
+    ids=["the difference", "more than the sites take"],
+)
+def test_what_a_layer_saves_is_shared_by_its_sites(
+    run: Run, monkeypatch: pytest.MonkeyPatch, dense: float, left: dict[int, float]
+) -> None:
+    """A layer of 2.5 ms has sites of 0.8 and 1.2 ms, and 0.5 ms between them."""
+    times = {HIDDEN: dense, 128: 1.0, 256: 1.5} if dense < 3 else {HIDDEN: dense, 128: 2.0, 256: 4.0}
+    monkeypatch.setattr(layers, "_times", lambda *_: (times, 0.01))
+    before = {"up0": 0.8, "down0": 1.2, "up1": 0.8, "down1": 1.2}
+    choices = [Choices(Decision.of(site, before[site.name]), ()) for site in run.loaded.sites]
+    for choice in with_layers(run.loaded, run.fits, run.table, choices, lambda *_: None):
+        found = {c.rank: c.ms / before[choice.dense.node] for c in choice.candidates}
+        assert found == pytest.approx(left)
 
 
 def test_widths_are_whole_tiles_below_the_layer() -> None:

@@ -16,6 +16,7 @@ from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.sites import Why
 from onnx_lowrank.timing import Ratio
 from onnx_lowrank.verify import Measured
+from tests.races import FASTER, answering
 
 WIDTH = 384
 
@@ -57,25 +58,6 @@ def optimize(home: Path, model: str, **choices: Any) -> onnx_lowrank.Report:
     )
 
 
-def failing(times: int, loss: float, ratio: Ratio) -> Any:
-    """`measured`, with the first answers replaced."""
-    real, calls = verify.measured, []
-
-    def measured(*given: Any) -> Measured:
-        found = real(*given)
-        calls.append(found)
-        if len(calls) > times:
-            return found
-        latency = tuple(_with(entry, ratio) for entry in found.latency)
-        return Measured(loss if loss else found.loss, latency)
-
-    return measured
-
-
-def _with(entry: Any, ratio: Ratio) -> Any:
-    return type(entry)(**{**vars(entry), "ratio": ratio})
-
-
 def test_dense_has_its_reason(home: Path) -> None:
     report = optimize(home, "mixed.onnx", kinds=("svd", "pivot"))
     assert not report
@@ -85,7 +67,7 @@ def test_dense_has_its_reason(home: Path) -> None:
 
 
 def test_the_site_that_loses_most_is_given_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "measured", failing(1, 0.5, Ratio(2.0, 1.9, 2.1)))
+    monkeypatch.setattr(outcome, "measured", answering((0.5, FASTER), (None, FASTER)))
     report = optimize(home, "low.onnx")
     assert report
     assert [d.why for d in report.plan.decisions].count(Why.GIVEN_BACK) == 1
@@ -93,13 +75,13 @@ def test_the_site_that_loses_most_is_given_back(home: Path, monkeypatch: pytest.
 
 
 def test_half_is_given_back_when_it_is_not_faster(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "measured", failing(1, 0.0, Ratio(1.0, 0.9, 1.1)))
+    monkeypatch.setattr(outcome, "measured", answering((None, Ratio(1.0, 0.9, 1.1)), (None, FASTER)))
     report = optimize(home, "low.onnx")
     assert [d.why for d in report.plan.decisions].count(Why.GIVEN_BACK) == 2
 
 
 def test_what_is_never_faster_passes_through(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "measured", failing(99, 0.0, Ratio(1.01, 1.0, 1.02)))
+    monkeypatch.setattr(outcome, "measured", answering((None, Ratio(1.01, 1.0, 1.02))))
     report = optimize(home, "low.onnx")
     assert report.verdict.status == "unchanged"
     assert {d.why for d in report.plan.decisions} == {Why.GIVEN_BACK}
@@ -119,15 +101,16 @@ def test_a_gain_within_the_control_is_no_gain(home: Path, monkeypatch: pytest.Mo
 
 
 def test_a_replayed_plan_that_does_not_hold_writes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "measured", answering((None, FASTER), (0.5, FASTER)))
     plan = optimize(home, "low.onnx").plan
-    monkeypatch.setattr(outcome, "measured", failing(1, 0.5, Ratio(2.0, 1.9, 2.1)))
     data = [{"x": np.random.default_rng(1).standard_normal((64, WIDTH)).astype(np.float32)} for _ in range(8)]
     with pytest.raises(VerificationError, match="nothing was written"):
         onnx_lowrank.apply(plan, home / "low.onnx", home / "none.onnx", data=data, cache=home / "cache")
     assert not (home / "none.onnx").exists()
 
 
-def test_a_required_speedup_must_be_sure(home: Path) -> None:
+def test_a_required_speedup_must_be_sure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "measured", answering((None, FASTER)))
     with pytest.raises(RequirementError, match="not surely 1000"):
         optimize(home, "low.onnx", require_speedup=1000.0)
     with pytest.raises(RequirementError, match="no speed-up within loss"):

@@ -1,4 +1,7 @@
-"""Goals, metrics, sweeps and siblings, from Python, on a small model whose weights have falling spectra."""
+"""Goals, metrics, sweeps and siblings, from Python, on small models whose weights have falling spectra.
+
+What is decided is asked of a model that gains little, with a given table of times; what is raced gains much.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,23 @@ from onnx_lowrank import cache
 from onnx_lowrank.errors import SettingsError, VerificationError
 from onnx_lowrank.latency import read_table
 from onnx_lowrank.report import Report
+from tests.saved import by_work, save_table
 
 WIDTH, LAYERS, ROWS = 384, 3, 48
+WIDE, STEEP = 768, 0.95
+"""Of the model that gains much: at a loss of some hundredths it has a tenth of the multiply-adds left."""
+
+ONE_KIND: dict[str, Any] = {"kinds": ("svd",)}
+"""Of so much that is gained others take a part only, and their time."""
 
 
-def weights(seed: int) -> list[npt.NDArray[np.float32]]:
-    """Weights whose singular values fall like 0.985^i: every rank costs something."""
+def weights(seed: int, width: int = WIDTH, fall: float = 0.985) -> list[npt.NDArray[np.float32]]:
+    """Weights whose singular values fall like fall^i: every rank costs something."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(LAYERS):
-        left, right = (np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0] for _ in range(2))
-        found.append((left * 0.985 ** np.arange(WIDTH) @ right * 4).astype(np.float32))
+        left, right = (np.linalg.qr(rng.standard_normal((width, width)))[0] for _ in range(2))
+        found.append((left * fall ** np.arange(width) @ right * 4).astype(np.float32))
     return found
 
 
@@ -38,7 +47,7 @@ def save(path: Path, arrays: list[Any], dtype: int = onnx.TensorProto.FLOAT) -> 
         nodes.append(helper.make_node("MatMul", [name, f"w{i}"], [f"t{i}"], name=f"layer{i}"))
         nodes.append(helper.make_node("Tanh", [f"t{i}"], [f"y{i}"]))
         name = f"y{i}"
-    x, y = (helper.make_tensor_value_info(n, dtype, ["b", "s", WIDTH]) for n in ("x", name))
+    x, y = (helper.make_tensor_value_info(n, dtype, ["b", "s", len(arrays[0])]) for n in ("x", name))
     graph = helper.make_graph(nodes, "stack", [x], [y], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -50,6 +59,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "m.onnx", weights(0))
     rng = np.random.default_rng(9)
     np.savez(folder / "x.npz", x=rng.standard_normal((16, ROWS, WIDTH)).astype(np.float32))
+    save_table(folder / "t.json", WIDTH, f"1x{ROWS}", by_work(WIDTH))
+    save(folder / "steep.onnx", weights(0, WIDE, STEEP))
+    np.savez(folder / "steep.npz", x=rng.standard_normal((16, ROWS, WIDE)).astype(np.float32))
     return folder
 
 
@@ -58,18 +70,35 @@ def optimize(home: Path, out: str = "out.onnx", **choices: Any) -> Report:
     return onnx_lowrank.optimize(home / "m.onnx", home / out, **given)
 
 
+def planned(home: Path, **choices: Any) -> Report:
+    """With the times of the table, and none measured."""
+    return optimize(home, cache=home / "t.json", verify_latency=False, **choices)
+
+
+def raced(home: Path, out: str = "steep-lr.onnx", **choices: Any) -> Report:
+    """The model that gains much, with all its times measured."""
+    given = {"data": str(home / "steep.npz"), "cache": home / "cache", **ONE_KIND, **choices}
+    return onnx_lowrank.optimize(home / "steep.onnx", home / out, **given)
+
+
 def test_the_goal_of_a_loss_is_used_up(home: Path) -> None:
-    report = optimize(home, max_loss=0.05)
+    report = planned(home, max_loss=0.05)
     assert report
     assert 0.02 < report.verdict.loss <= 0.05
-    assert report.verdict.speedup.low > 1
-    assert report.additivity["measured_ms"] > 0
     assert report.probes["sites"] == LAYERS
     assert any(point["loss"] is not None for point in report.frontier)
 
 
+def test_within_the_loss_the_saved_file_is_measured_to_be_faster(home: Path) -> None:
+    report = raced(home, max_loss=0.05)
+    assert report
+    assert report.verdict.loss <= 0.05
+    assert report.verdict.speedup.low > 1
+    assert report.additivity["measured_ms"] > 0
+
+
 def test_the_goal_of_a_speed_costs_no_more_loss_than_it_must(home: Path) -> None:
-    slow, fast = optimize(home, "s.onnx", speedup=1.15), optimize(home, "f.onnx", speedup=1.8)
+    slow, fast = raced(home, "s.onnx", speedup=1.2), raced(home, "f.onnx", speedup=2.5)
     assert slow.verdict.loss_limit is None
     assert slow.verdict.loss < fast.verdict.loss
     assert fast.verdict.speedup.value > slow.verdict.speedup.value
@@ -81,7 +110,7 @@ def test_a_speed_that_is_not_reached_is_a_warning(home: Path) -> None:
 
 
 def test_the_goal_of_a_size_is_reached(home: Path) -> None:
-    report = optimize(home, size=0.5)
+    report = planned(home, size=0.5)
     assert report.after.parameters <= 0.5 * report.before.parameters + WIDTH
     assert report.after.parameters > 0.4 * report.before.parameters  # and not smaller than it must be
 
@@ -124,61 +153,72 @@ def test_every_policy_makes_a_model_that_holds(home: Path) -> None:
 
 def test_a_sweep_is_a_frontier(home: Path) -> None:
     reports = onnx_lowrank.sweep(
-        home / "m.onnx", home / "sweep", losses=(0.2, 0.02), data=str(home / "x.npz"), cache=home / "cache"
-    )
+        home / "m.onnx", home / "sweep", losses=(0.2, 0.02), data=str(home / "x.npz"), cache=home / "t.json",
+        verify_latency=False,
+    )  # fmt: skip
     assert [report.verdict.loss_limit for report in reports] == [0.02, 0.2]
     assert all(report.verdict.loss <= (report.verdict.loss_limit or 0) for report in reports)
     assert reports[1].after.parameters < reports[0].after.parameters
     assert sorted(p.name for p in (home / "sweep").iterdir()) == ["m-0.02.onnx", "m-0.2.onnx"]
 
 
+def apply(report: Report, sibling: Path, out: Path, **choices: Any) -> Report:
+    """A plan on a sibling, whose loss is measured, and no time; there has to be something to replay."""
+    assert report.plan.rewritten
+    return onnx_lowrank.apply(report.plan, sibling, out, verify_latency=False, **choices)
+
+
 def test_a_plan_is_replayed_on_a_retrained_sibling(home: Path) -> None:
-    report = optimize(home, max_loss=0.1)
+    report = planned(home, max_loss=0.1)
     sibling = save(home / "sibling.onnx", [w + 1e-3 * v for w, v in zip(weights(0), weights(1), strict=True)])
-    replayed = onnx_lowrank.apply(report.plan, sibling, home / "sibling-lr.onnx", cache=home / "cache")
+    replayed = apply(report, sibling, home / "sibling-lr.onnx", max_loss=0.2)
     assert replayed.plan.decisions == report.plan.decisions
     assert any("fitted anew" in warning for warning in replayed.warnings)
     assert replayed.verdict.loss != report.verdict.loss
 
 
 def test_a_plan_is_replayed_on_a_sibling_of_another_type(home: Path) -> None:
-    report = optimize(home, max_loss=0.1)
+    report = planned(home, max_loss=0.1)
     wide = save(home / "wide.onnx", [w.astype(np.float64) for w in weights(0)], onnx.TensorProto.DOUBLE)
     samples = np.random.default_rng(9).standard_normal((16, ROWS, WIDTH))
-    replayed = onnx_lowrank.apply(report.plan, wide, home / "wide-lr.onnx", data=[{"x": x} for x in samples[:, None]])
+    data = [{"x": x} for x in samples[:, None]]
+    replayed = apply(report, wide, home / "wide-lr.onnx", data=data, max_loss=0.2)
     assert replayed
     kinds = {t.data_type for t in onnx.load(home / "wide-lr.onnx").graph.initializer}
     assert kinds == {onnx.TensorProto.DOUBLE}
 
 
 def test_a_plan_that_does_not_hold_on_a_sibling_writes_nothing(home: Path) -> None:
-    report = optimize(home, max_loss=0.05)
+    report = planned(home, max_loss=0.05)
     other = save(home / "flat.onnx", [np.linalg.qr(w)[0].astype(np.float32) * 3 for w in weights(2)])
-    with pytest.raises(VerificationError):
-        onnx_lowrank.apply(report.plan, other, home / "none.onnx", cache=home / "cache")
+    with pytest.raises(VerificationError, match="has loss"):
+        apply(report, other, home / "none.onnx")
     assert not (home / "none.onnx").exists()
 
 
 def test_several_shapes_are_timed_and_reported(home: Path) -> None:
-    shapes = ({"x": (1, ROWS, WIDTH)}, {"x": (4, ROWS, WIDTH)})
-    report = optimize(home, shapes=shapes, max_loss=0.1)
+    shapes = ({"x": (1, ROWS, WIDE)}, {"x": (4, ROWS, WIDE)})
+    report = raced(home, shapes=shapes, max_loss=0.1)
     assert [entry.shape["x"][0] for entry in report.latency[:2]] == [1, 4]
     assert report.verdict.speedup.low == min(entry.ratio.low for entry in report.latency[:2])
 
 
 def test_a_warm_cache_times_nothing_again_and_gives_the_same_plan(home: Path) -> None:
-    first = onnx_lowrank.analyze(home / "m.onnx", data=str(home / "x.npz"), cache=home / "cache", max_loss=0.03)
+    given: dict[str, Any] = {"data": str(home / "steep.npz"), "cache": home / "cache", "max_loss": 0.03, **ONE_KIND}
+    first = onnx_lowrank.analyze(home / "steep.onnx", **given)
+    assert first.plan.rewritten
     before = {p.name: p.read_bytes() for p in (home / "cache").iterdir()}
-    again = onnx_lowrank.analyze(home / "m.onnx", data=str(home / "x.npz"), cache=home / "cache", max_loss=0.03)
+    again = onnx_lowrank.analyze(home / "steep.onnx", **given)
     assert again.plan == first.plan
     assert {p.name: p.read_bytes() for p in (home / "cache").iterdir()} == before
 
 
 def test_another_machines_table_decides_without_timing(home: Path) -> None:
-    optimize(home, max_loss=0.1)
+    given: dict[str, Any] = {"data": str(home / "steep.npz"), "max_loss": 0.1, **ONE_KIND}
+    onnx_lowrank.analyze(home / "steep.onnx", cache=home / "cache", **given)
     cache.export(home / "cache", home / "table.json")
     environment, rows = read_table(home / "table.json")
-    report = onnx_lowrank.analyze(home / "m.onnx", data=str(home / "x.npz"), cache=home / "table.json", max_loss=0.1)
+    report = onnx_lowrank.analyze(home / "steep.onnx", cache=home / "table.json", **given)
     assert report.plan.rewritten
     assert read_table(home / "table.json") == (environment, rows)
     assert any("latencies are those of" in warning for warning in report.warnings)

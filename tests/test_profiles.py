@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +12,11 @@ from onnx import parser
 
 from onnx_lowrank import profiles
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.events import kernel_times
 from onnx_lowrank.profiles import Profile, owners, profile_model, with_names
 
 CONV = """<ir_version: 8, opset_import: ["" : 17]>
-conv (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) <float[16, 16, 1, 1] w> {
+conv (float[1, 16, 128, 128] x) => (float[1, 16, 128, 128] y) <float[16, 16, 1, 1] w> {
     c = Conv(x, w)
     y = Relu(c)
 }"""
@@ -26,12 +28,27 @@ def conv_model() -> onnx.ModelProto:
 
 
 def test_a_convolution_is_found_behind_what_was_fused_into_it(tmp_path: Path) -> None:
-    feed = {"x": np.ones((1, 16, 8, 8), np.float32)}
+    feed = {"x": np.ones((1, 16, 128, 128), np.float32)}  # a profile counts whole microseconds
     found = profile_model(conv_model(), feed, tmp_path, provider="cpu", threads=1, runs=2)
     times = found.by_owner()
     assert "Conv → c" in times
     assert "Relu → y" not in times or times["Relu → y"][1] == ["Relu"]
     assert all(ms > 0 for ms, _ in times.values())
+
+
+def event(name: str, us: int, kind: str = "Node") -> dict[str, Any]:
+    return {"cat": kind, "name": name, "dur": us, "args": {"op_name": "Conv"}}
+
+
+def test_the_time_of_a_node_is_the_least_of_its_warm_runs() -> None:
+    """Once a run, twice a run in a loop, in one run of three, and what is no node's kernel; the first run is cold."""
+    once = [event("a_kernel_time", us) for us in (1, 9, 5)]
+    looped = [event("b_kernel_time", us) for us in (1, 1, 8, 7, 3, 30)]
+    seldom = [event("c_kernel_time", 6)]
+    other = [event("a_fence_before", 1), event("model_run", 1), event("d_kernel_time", 1, "Session")]
+    ms, ops = kernel_times([*once, *looped, *seldom, *other], 3)
+    assert ms == pytest.approx({"a": 0.005, "b": 0.015, "c": 0.002})
+    assert ops == dict.fromkeys("abc", "Conv")
 
 
 def test_unnamed_and_repeated_nodes_get_names_of_their_own() -> None:

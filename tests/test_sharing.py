@@ -27,7 +27,7 @@ from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.settings import Settings
 from tests.saved import data, save
 
-WIDTH, COMMON = 256, 40
+WIDTH, COMMON = 512, 40
 LETTERS = "qkv"
 
 
