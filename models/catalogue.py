@@ -84,7 +84,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     ),
     _rapidocr(
         "ppocr-rec", "ch_PP-OCRv4_rec_infer.onnx", "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
-        "PP-OCRv4, 11 MB: 1×1 Conv and MatMul; 64 rendered lines", "text recognition", inputs.text_lines,
+        "PP-OCRv4, 11 MB: 1×1 Conv and MatMul; 192 rendered lines", "text recognition", inputs.text_lines,
     ),
     _rapidocr(
         "ppocr-det", "ch_PP-OCRv4_det_infer.onnx", "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",

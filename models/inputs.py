@@ -62,7 +62,7 @@ def pages(_model: Path, *, name: str = "x", count: int = 48, side: int = 384, fr
     return {name: np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
 
 
-def text_lines(_model: Path, *, count: int = 64, width: int = 320, fresh: bool = False) -> Inputs:
+def text_lines(_model: Path, *, count: int = 192, width: int = 320, fresh: bool = False) -> Inputs:
     """Rendered lines of words for a PP-OCR recogniser: 48 high, BGR, in [-1, 1], zeros after the text."""
     rng = _rng(fresh)
     return {"x": np.stack([_ppocr(drawing.line(rng, drawing.words(rng)), width) for _ in range(count)])}
