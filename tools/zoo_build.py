@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zoo_inputs
 from zoo_prose import sentences
 
-from onnx_lowrank.models import inputs, photos
+from onnx_lowrank.models import inputs
 from onnx_lowrank.models.get import save_inputs
 from onnx_lowrank.models.packages import Wheel, fetch
 
@@ -63,7 +64,7 @@ def craft(wheel: Path, out: Path) -> Built:
     path = out / "craft.onnx"
     axes = {"image": {0: "n", 2: "h", 3: "w"}, "score": {0: "n", 1: "h2", 2: "w2"}}
     _trace(model, (torch.randn(1, 3, 320, 320),), path, ["image"], ["score"], axes)
-    return path, inputs.pages(path, name="image", count=24, side=320)
+    return path, zoo_inputs.craft(path)
 
 
 def minilm(wheel: Path, out: Path) -> Built:
@@ -117,9 +118,7 @@ def efficientnet(wheel: Path, out: Path) -> Built:
     model.load_state_dict(torch.load(file, map_location="cpu"))
     path = out / "efficientnet.onnx"
     _export(model, (torch.randn(2, 3, 224, 224),), path, ["input"], ["logits"], ({0: torch.export.Dim("n")},))
-    pixels = photos.crops(np.random.default_rng(_SEED), photos.photographs(), 64, 224).astype(np.float32)
-    scaled = (pixels / np.float32(255) - np.float32(0.498)) / np.float32(0.502)
-    return path, {"input": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
+    return path, zoo_inputs.efficientnet(path)
 
 
 def smollm(wheel: Path, out: Path) -> Built:
