@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from onnx import numpy_helper
 
 import onnx_lowrank
 from onnx_lowrank.errors import SettingsError
+from tests.saved import save_table
 
 WIDTH, RANK, SAMPLES = 128, 16, 32
 HEAVY = SAMPLES - 1
@@ -36,9 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seldom = np.array([i == HEAVY or i % 4 == 0 for i in range(SAMPLES)])
     parts[:, :, RANK:] *= np.where(seldom, 0.25, 0.01)[:, None, None]
     np.savez(folder / "x.npz", x=(parts @ inputs).astype(np.float32).reshape(-1, 64, WIDTH))
-    row = {f"MatMul {WIDTH}x{WIDTH} float32 x=64x{WIDTH} bias=0 right": ROW}
-    environment = {"processor": "a processor", "provider": "cpu", "threads": 1}
-    (folder / "t.json").write_text(json.dumps({"environment": environment, "ms": row}))
+    save_table(folder / "t.json", WIDTH, row=ROW)
     return folder
 
 
