@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,9 +76,10 @@ class Measured:
 def staging(out: Path) -> Iterator[Path]:
     """A place beside OUT for a file of the same name; whatever is left there at the end is removed."""
     discard_folders(out.parent, f".{glob.escape(out.name)}.*.staging")
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
-    owner = own(folder)
-    try:
+    folder, owner = out.parent / f".{out.name}.{secrets.token_hex(8)}.staging", None
+    try:  # the name is known before the folder is there: an interrupt between the two leaves nothing
+        folder.mkdir(mode=0o700)
+        owner = own(folder)
         yield folder / out.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
