@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from onnx_lowrank.runtime import Feed, Session
 
@@ -39,7 +39,7 @@ def upper_end(loss: Loss, confidence: float) -> float:
     """
     if confidence == 0.5 or not math.isfinite(loss.value()):
         return loss.value()
-    quantile = float(scipy.stats.t.ppf(confidence, max(len(loss.per_sample) - 1, 1)))
+    quantile = float(scipy.special.stdtrit(max(len(loss.per_sample) - 1, 1), confidence))
     return loss.value() + quantile * loss.error()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -27,3 +28,7 @@ def minilm(model: Path, *, fresh: bool = False) -> Inputs:
     """256 passages of 64 tokens out of Python's docstrings, by the vocabulary that all English BERTs share."""
     found = inputs.token_passages(model, fresh=fresh)
     return found | {"token_type_ids": np.zeros_like(found["input_ids"])}
+
+
+MAKERS: Final[dict[str, inputs.Maker]] = {"craft": craft, "efficientnet": efficientnet, "minilm": minilm}
+"""By model."""
