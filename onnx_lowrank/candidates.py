@@ -41,7 +41,7 @@ def measured_choices(
 ) -> list[Choices]:
     """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
     kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
-    # Work tells time on a CPU only; baselines know some kinds only.
+    # Work tells time on a CPU only; baselines look at ranks that the knapsack need not.
     every = settings.policy != "knapsack" or Provider.of(table.provider).on_device
     alike: dict[tuple[Geometry, ...], list[Fit]] = {}
     for site in loaded.sites:

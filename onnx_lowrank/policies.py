@@ -35,9 +35,9 @@ def knapsack(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plan
 
 
 def flops(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
-    """BALF (arXiv 2509.25136): the same knapsack with multiply-adds for cost; every rank, faster or not."""
+    """BALF (arXiv 2509.25136): the same knapsack with multiply-adds for cost; every kind and rank, faster or not."""
     del spectra
-    return frontier([Choices(c.dense, _classic(c), c.timed, c.macs, c.weights) for c in choices], "macs")
+    return frontier([Choices(c.dense, c.timed, c.timed, c.macs, c.weights) for c in choices], "macs")
 
 
 def uniform(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
