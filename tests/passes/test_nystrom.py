@@ -19,7 +19,6 @@ from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import read_model
 from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.linalg import Array
 from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.passes.nystrom import narrow_positions
 from onnx_lowrank.plan import Decision
@@ -210,7 +209,8 @@ def test_a_layer_whose_reader_is_too_wide_or_no_image_is_left_alone(
     assert len(disjoint_chains(loaded.graph, loaded.sites)) == 1
     asked: list[str] = []
 
-    def ordered(producer: str, weight: Array, second: Array, mean: Array, taps: int) -> Narrow:
+    def ordered(*given: Any) -> Narrow:
+        producer, _, _, mean, taps = given
         asked.append(producer)
         channels = len(mean) // taps
         return Narrow(producer, np.arange(channels), np.zeros(channels), np.zeros(0), mean, taps)
