@@ -94,7 +94,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 @given(st.dictionaries(SIZES, st.sampled_from([0.1, 0.2, 0.201, 0.21, 0.3]), max_size=12), st.floats(0.01, 0.08))
 def test_what_is_never_chosen_is_no_right_edge_in_the_order_of_the_work(
-    ms: dict[tuple[int, int], float], noise: float
+    ms: dict[tuple[int, ...], float], noise: float
 ) -> None:
     """The order in which candidates are found: by multiply-adds, which only the geometry tells."""
     steps = sorted(ms, key=lambda size: (TUCKER.macs(CONV, *size), size))
