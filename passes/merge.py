@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class Merge:
     macs_before: int
     macs_after: int
 
+    @property
+    def is_cheaper(self) -> bool:
+        """Whether the product has fewer multiply-adds."""
+        return self.macs_after < self.macs_before
+
     def patch(self) -> Patch:
         """Both sites as one node, which has the name of the second."""
         made = _dense(self.product)
@@ -72,12 +77,15 @@ class Merge:
         return _dense(self.product)
 
 
-def merges(graph: Graph, sites: Sequence[Site], macs: Mapping[str, int]) -> Iterator[Merge | tuple[Site, Site, Apart]]:
+def merges(
+    graph: Graph, sites: Sequence[Site], macs: Mapping[str, int], wanted: Callable[[Merge], bool]
+) -> Iterator[Merge | tuple[Site, Site, Apart]]:
     """The pairs of neighbours, each with its product or the reason why it has none; no site in two of them.
 
     Args:
         sites: with the shapes that a run has shown.
         macs: multiply-adds of each site in that run.
+        wanted: whether a product takes the place of its pair; one that does not leaves both to other neighbours.
     """
     at = {site.nodes[0]: site for site in sites}
     taken: set[str] = set()
@@ -92,11 +100,12 @@ def merges(graph: Graph, sites: Sequence[Site], macs: Mapping[str, int]) -> Iter
             continue
         before = macs[first.name] + macs[second.name]
         after = macs[second.name] // second.weight.size * found.weight.size
-        if after >= before:
+        one = Merge(first, second, found, before, after)
+        if not wanted(one):
             yield first, second, Apart.COST
             continue
         taken |= {first.name, second.name}
-        yield Merge(first, second, found, before, after)
+        yield one
 
 
 def product(first: Site, second: Site) -> Site | Apart:
