@@ -146,7 +146,7 @@ def _chooser(settings: Settings) -> Callable[[Merge], bool]:
         return lambda one: one.is_cheaper
     where: dict[str, Any] = {"provider": settings.provider, "threads": settings.threads, "seed": settings.seed}
     table = functools.cache(lambda: LatencyTable(settings.cache, **where))
-    return lambda one: one.is_cheaper and _is_faster(one, table())
+    return lambda one: (one.is_cheaper or (one.is_small and settings.size is None)) and _is_faster(one, table())
 
 
 def seen(site: Site, runs: Runs) -> Site:
@@ -159,7 +159,11 @@ def seen(site: Site, runs: Runs) -> Site:
 
 
 def _is_faster(one: Merge, table: LatencyTable) -> bool:
-    """Whether the product was measured faster than the pair, or neither is known to a given table."""
+    """Whether the product was measured faster than the pair.
+
+    Where a given table knows neither, one of fewer multiply-adds counts as faster. One of more has to be known at
+    every shape, and faster by more than the noise.
+    """
     name = f"{MERGE} {one.first.geometry.key()} {one.second.geometry.key()}"
     geometries = [dataclasses.replace(geometry, op=name) for geometry in one.product.geometries]
     makers: dict[str, Any] = {DENSE: one.whole, _PAIR: one.pair}
@@ -167,4 +171,6 @@ def _is_faster(one: Merge, table: LatencyTable) -> bool:
     table.save()
     known = [row for row in rows if len(row) == len(makers)]
     product, pair = (sum(row[label] for row in known) for label in makers)
-    return product < pair or not known
+    if one.is_cheaper:
+        return product < pair or not known
+    return len(known) == len(rows) and product * (1 + max(map(table.noise, geometries))) < pair

@@ -8,7 +8,9 @@
 
 Norms and biases that the sites have folded in go along. A stride of the second one multiplies into the first.
 Left alone (`Apart`): t that anything else reads or that leaves the graph, groups, batches and ConvTransposes, two k×k
-kernels, a bias that pads would cut off, a product with entries that its type cannot hold, products that cost no less.
+kernels, a bias that pads would cut off, a product with entries that its type cannot hold, products that cost no less:
+by measured time, which takes a product with up to `MOST` times the multiply-adds too (factors that are slower than the
+dense weight they stand for); by multiply-adds where no time is known.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from onnx_lowrank.passes.fold import only_reader
 from onnx_lowrank.sites import Geometry, Site
 
 MERGE = "merge"
+MOST = 1.5
+"""Times the multiply-adds and the entries of the pair that a product which has more may have, however fast it is."""
 
 
 class Apart(enum.Enum):
@@ -54,6 +58,12 @@ class Merge:
     def is_cheaper(self) -> bool:
         """Whether the product has fewer multiply-adds."""
         return self.macs_after < self.macs_before
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the product has at most `MOST` times the multiply-adds and the entries."""
+        entries = self.first.weight.size + self.second.weight.size
+        return self.macs_after <= MOST * self.macs_before and self.product.weight.size <= MOST * entries
 
     def patch(self) -> Patch:
         """Both sites as one node, which has the name of the second."""
