@@ -27,7 +27,7 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, the steps done and the steps in all."""
+"""Called with the stage, the steps done and the steps in all; its cost may follow the name, `probe: …`."""
 
 
 @dataclasses.dataclass(frozen=True)

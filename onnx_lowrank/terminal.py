@@ -67,9 +67,11 @@ def progress(hidden: bool) -> Iterator[Tick]:
         tasks: dict[str, TaskID] = {}
 
         def tick(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+            name, _, cost = stage.partition(": ")
+            title = _STAGES.get(name, name) + (f"\n  {cost}" if cost else "")
+            if name not in tasks:
+                tasks[name] = bars.add_task(title, total=total)
+            bars.update(tasks[name], description=title, completed=done, total=total)
 
         yield tick
 
