@@ -16,7 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_lowrank
-from onnx_lowrank import cache
+from onnx_lowrank import cache, probing
 from onnx_lowrank.errors import SettingsError, VerificationError
 from onnx_lowrank.latency import read_table
 from onnx_lowrank.report import Report
@@ -85,8 +85,21 @@ def test_the_goal_of_a_loss_is_used_up(home: Path) -> None:
     report = planned(home, max_loss=0.05)
     assert report
     assert 0.02 < report.verdict.loss <= 0.05
-    assert report.probes["sites"] == LAYERS
+    assert report.probes["sites"] == report.probes["checked"] == LAYERS
     assert any(point["loss"] is not None for point in report.frontier)
+
+
+def test_where_probes_are_dear_a_few_sites_are_checked_within_the_budget(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_MACS", 6.0 * LAYERS * WIDTH**2 * ROWS)  # four probes of three samples
+    stages: list[str] = []
+    report = planned(home, max_loss=0.05, progress=lambda stage, *_: stages.append(stage))
+    assert report
+    assert report.probes == {"sites": LAYERS, "checked": 1, "runs": 12, "samples": 3, "not_linear": []}
+    (told,) = {stage for stage in stages if stage.startswith("probe")}
+    assert told.startswith("probe: up to 12 runs on 3 samples, about ")
+    assert "probe" in report.seconds
 
 
 def test_within_the_loss_the_saved_file_is_measured_to_be_faster(home: Path) -> None:
