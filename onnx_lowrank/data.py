@@ -75,7 +75,10 @@ def turn_about(sources: Sequence[Source]) -> Source:
     """The first sample of each source, then the second of each, and so on, as long as all have one."""
     if len(sources) == 1:
         return sources[0]
-    samples = lambda: itertools.chain.from_iterable(zip(*sources, strict=False))  # noqa: E731
+
+    def samples() -> Iterator[dict[str, Array]]:
+        return itertools.chain.from_iterable(zip(*sources, strict=False))
+
     return Source(sources[0].description, all(source.synthetic for source in sources), samples)
 
 
