@@ -72,6 +72,7 @@ LEVELS: Final[dict[str, int]] = {
     "placement": 3,
     "normal": 3,
     "protos": 3,
+    "publishing": 3,
     "quantization": 3,
     "runtime": 3,
     "saving": 3,
