@@ -31,7 +31,8 @@ from onnx_lowrank.unknown import copy_unknown
 from onnx_lowrank.wellformed import check_text
 
 __all__ = [
-    "ModelFile", "check_copy", "copy_model", "make_tensor", "read_model", "read_tensor", "same", "write_model",
+    "ModelFile", "check_copy", "copy_model", "data_of", "make_tensor", "read_model", "read_tensor", "same",
+    "write_model",
 ]  # fmt: skip
 
 _LIMIT: Final = 2**31 - 1  # protobuf's
@@ -82,6 +83,18 @@ def read_model(path: Path) -> ModelFile:
         where = fault.filename or path
         raise ModelError(f"'{where}' cannot be read: {fault.strerror or fault}; check its permissions") from None
     return ModelFile(path, model, digest.hexdigest(), size, bool(files), data=files)
+
+
+def data_of(path: Path) -> dict[str, Path]:
+    """The data files of a model by location; they are not read.
+
+    Raises:
+        ModelError: as `read_model`.
+    """
+    try:
+        return data_files(_parse(_content(path), path), path.parent)
+    except OSError as fault:
+        raise ModelError(f"'{path}' cannot be read: {fault.strerror or fault}; check its permissions") from None
 
 
 def write_model(model: onnx.ModelProto, out: Path, *, folder: Path, external: bool) -> int:

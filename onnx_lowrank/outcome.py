@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,16 @@ def finish(
         run.clock("verify", 1, 1)
         if found is None:
             return _unchanged(run, plan, before, staged, out, command)
-        report = _publish(run, plan, found, before, staged, out, command)
-    if keep_fp32 is not None:
-        write_model(
-            run.build(plan.decisions, provenance=run.settings.provenance),
-            keep_fp32,
-            folder=file.folder,
-            external=external,
-        )
-    return report
+        beside = None if keep_fp32 is None else functools.partial(_keep, run, plan, keep_fp32, external)
+        return _publish(run, plan, found, before, staged, out, command, beside)
+
+
+def _keep(run: Run, plan: Plan, path: Path, external: bool) -> None:
+    """Write the factored model in float32, before OUT is there: what cannot be written costs nothing."""
+    built, source = run.build(plan.decisions, provenance=run.settings.provenance), run.loaded.file
+    with staging(path) as staged:
+        write_model(built, staged, folder=source.folder, external=external)
+        publish(staged, path, source.path)
 
 
 def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool) -> tuple[Plan, Measured | None]:
@@ -138,8 +140,9 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path
 
 
 def _publish(
-    run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str
-) -> Report:
+    run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str,
+    beside: Callable[[], None] | None,
+) -> Report:  # fmt: skip
     wanted, ratio = run.settings.require_speedup, found.speedup
     if wanted is not None and ratio.low < wanted:
         raise RequirementError(
@@ -153,6 +156,8 @@ def _publish(
     after = facts_of(staged, run.loaded, out)
     around = hardware_of(run, staged) | ({"start": found.start} if found.start else {})
     details = examined(run, staged, found)
+    if beside is not None:
+        beside()
     publish(staged, out, run.loaded.file.path)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     if run.lowering is not None and not plan.rewritten:

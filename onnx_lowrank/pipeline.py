@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.files import same
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.outcome import finish, hardware_of, report_of, scope_of, verdict_of
 from onnx_lowrank.plan import Plan
@@ -178,7 +179,7 @@ def _beside(keep_fp32: str | Path | None, out: Path, model: Path, settings: Sett
     path = Path(keep_fp32)
     if settings.precision in (None, "fp32"):
         raise SettingsError("--keep-fp32 goes with --precision fp16 or int8; without it OUT is that model")
-    if path.resolve() == out.resolve():
+    if same(path, out):
         raise SettingsError(f"--keep-fp32 '{path}' is the output itself; choose another name")
     check_output(path, model, in_place=False)
     return path
