@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 import scipy.special
 
 from onnx_lowrank.runtime import Feed, Session
+from onnx_lowrank.scratch import Folder
 
 
 class Loss(Protocol):
@@ -51,7 +51,7 @@ class References:
     """Outputs of the original model on the held-out samples, kept on disk so that memory does not grow."""
 
     def __init__(self, session: Session, samples: Iterable[Feed], new_loss: NewLoss) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnx-lowrank-")
+        self._folder = Folder()
         self._samples, self._new_loss = samples, new_loss
         self.outputs = session.output_names
         self.count = 0
@@ -61,7 +61,7 @@ class References:
             self.count += 1
 
     def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npz"
+        return self._folder.path / f"{index}.npz"
 
     def __iter__(self) -> Iterator[tuple[Feed, list[Any]]]:
         for index, sample in enumerate(self._samples):
