@@ -65,8 +65,8 @@ def profile_model(
     if model.ByteSize() > MOST_BYTES:
         raise ModelError(f"too large to be profiled ({model.ByteSize() / 1e9:.1f} GB)")
     named = with_names(model)
-    with scratch() as own:
-        prefix = str(own / "profile")
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(
             named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )

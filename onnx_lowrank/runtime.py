@@ -236,8 +236,8 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
         node.name = f"{NUMBERED}{position}"
-    with scratch() as own:
-        prefix = str(own / "profile")
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
         session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -256,8 +256,8 @@ def profiled(
     model: Path | onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int
 ) -> list[dict[str, Any]]:
     """Events of the runtime's profile of some runs."""
-    with scratch() as own:
-        prefix = str(own / "profile")
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(
             model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )
