@@ -55,7 +55,7 @@ def cli() -> None:
 def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Write a faster MODEL to OUT, or the original when nothing pays."""
     show, choices = split(given)
-    output.check(plan_out, show["report_to"])
+    output.check({**_written(out, show, choices), "--plan-out": plan_out}, [model], _read(data, choices))
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.optimize(model, out, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
@@ -69,7 +69,7 @@ def optimize(model: Path, out: Path, data: tuple[str, ...], plan_out: Path | Non
 def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: Any) -> None:
     """Show what could be won in MODEL, site by site; writes no model."""
     show, choices = split(given)
-    output.check(plan_out, show["report_to"])
+    output.check({"--plan-out": plan_out, "--report": show["report_to"]}, [model], _read(data, choices))
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.analyze(model, data=data or None, progress=tick, command=_command(), **choices)
     if plan_out is not None:
@@ -84,7 +84,7 @@ def analyze(model: Path, data: tuple[str, ...], plan_out: Path | None, **given: 
 def apply(plan: Path, model: Path, out: Path, data: tuple[str, ...], **given: Any) -> None:
     """Replay PLAN on MODEL, or on a retrained sibling of it."""
     show, choices = split(given)
-    output.check(None, show["report_to"])
+    output.check(_written(out, show, choices), [model], [plan, *_read(data, choices)])
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
         report = pipeline.apply(plan, model, out, data=data or None, progress=tick, command=_command(), **choices)
     _show_report(report, show)
@@ -99,7 +99,7 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | No
     if limit is not None and baseline is None:
         raise SettingsError("--max-regression needs --baseline; give an earlier .json of compare")
     show, choices = split(given)
-    output.check(None, show["report_to"])
+    output.check({"--report": show["report_to"]}, models, data)
     earlier = regressions.read(baseline) if baseline is not None else None
     if "threads" in choices:
         choices["threads"] = counts(choices["threads"])
@@ -128,7 +128,7 @@ def compare(models: tuple[Path, ...], data: tuple[str, ...], baseline: Path | No
 def sweep(model: Path, folder: Path, losses: str, data: tuple[str, ...], **given: Any) -> None:
     """Write several models along the Pareto frontier of MODEL, from one calibration."""
     show, choices = split(given)
-    output.check(None, show["report_to"])
+    output.check({"--report": show["report_to"]}, [model], _read(data, choices))
     if show["report_to"] is not None and show["report_to"].suffix != ".json":
         raise SettingsError(f"--report {show['report_to']}: several models are reported as .json; give such a name")
     with terminal.progress(show["quiet"] or show["as_json"]) as tick:
@@ -155,6 +155,14 @@ def _show_report(report: Any, show: dict[str, Any], *, analysis: bool = False) -
         click.echo(json.dumps(report.to_dict()))
     else:
         terminal.show_report(report, quiet=show["quiet"], analysis=analysis)
+
+
+def _written(out: Path, show: dict[str, Any], choices: dict[str, Any]) -> dict[str, Path | None]:
+    return {"--output": out, "--keep-fp32": choices.get("keep_fp32"), "--report": show["report_to"]}
+
+
+def _read(data: tuple[str, ...], choices: dict[str, Any]) -> list[str | Path]:
+    return [*data, *([choices["cache"]] if "cache" in choices else [])]
 
 
 def _command() -> str:

@@ -49,7 +49,7 @@ def cache_export(
     target: Path, folder: Path, provider: str, threads: int, provider_options: tuple[str, ...], precision: str
 ) -> None:
     """Write this machine's table to TARGET, to plan with it elsewhere: --cache TARGET."""
-    output.check(target, None)
+    output.check({"TARGET": target})
     chosen = Provider(provider, parse_options(provider_options))
     entry = tables.export(folder, target, chosen, threads, precision)
     click.echo(f"{entry.times} times of {entry.geometries} geometries written to {target}")

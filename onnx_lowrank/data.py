@@ -12,8 +12,9 @@ from onnx_lowrank import synthetic
 from onnx_lowrank.errors import DataError, SettingsError
 from onnx_lowrank.inputs import Array, InputSpec, Sample
 from onnx_lowrank.loaders import Spool, feeds, function, stream
+from onnx_lowrank.scratch import Folder
 from onnx_lowrank.synthetic import did_you_mean
-from onnx_lowrank.tables import Folder, file_table, npy_table
+from onnx_lowrank.tables import file_table, npy_table
 
 Data = str | Path | Sequence[str | Path] | Iterable[Sample] | Callable[[], object] | None
 _EVERY = 4  # one sample in four is held out

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,10 @@ from onnx_lowrank.tensors import (
 from onnx_lowrank.unknown import copy_unknown
 from onnx_lowrank.wellformed import check_text
 
-__all__ = ["ModelFile", "check_output", "copy_model", "make_tensor", "read_model", "read_tensor", "write_model"]
+__all__ = [
+    "ModelFile", "check_copy", "copy_model", "data_of", "make_tensor", "read_model", "read_tensor", "same",
+    "write_model",
+]  # fmt: skip
 
 _LIMIT: Final = 2**31 - 1  # protobuf's
 _ALIGNMENT: Final = 4096
@@ -42,7 +46,8 @@ _PAYLOAD: Final = frozenset(
 class ModelFile:
     """A model as it lies on disk. Hash and size count the model file and its data files.
 
-    `opened` are the fused nodes that are plain ones in `model`.
+    `opened` are the fused nodes that are plain ones in `model`; `data` are the data files by location, as they are on
+    disk, whatever became of `model`.
     """
 
     path: Path
@@ -51,6 +56,7 @@ class ModelFile:
     bytes: int
     external: bool
     opened: tuple[Opened, ...] = ()
+    data: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -76,39 +82,32 @@ def read_model(path: Path) -> ModelFile:
     except OSError as fault:
         where = fault.filename or path
         raise ModelError(f"'{where}' cannot be read: {fault.strerror or fault}; check its permissions") from None
-    return ModelFile(path, model, digest.hexdigest(), size, bool(files))
+    return ModelFile(path, model, digest.hexdigest(), size, bool(files), data=files)
 
 
-def check_output(out: Path, model: Path, *, in_place: bool) -> None:
-    """Refuse an output path that cannot be written, or that would replace the input unasked.
+def data_of(path: Path) -> dict[str, Path]:
+    """The data files of a model by location; they are not read.
 
     Raises:
-        SettingsError: `out` is no place for a file, or is `model` itself and `in_place` is not set.
+        ModelError: as `read_model`.
     """
-    if out.is_dir():
-        raise SettingsError(f"output '{out}' is a folder; name a file in it")
-    if os.path.lexists(out) and not out.is_symlink() and not out.is_file():
-        raise SettingsError(f"output '{out}' is a device or a pipe; name a regular file")
-    folder = out.parent
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise SettingsError(f"the folder '{folder}' of output '{out.name}' {what}; create it or choose another output")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"the folder '{folder}' of output '{out.name}' is not writable; choose another output")
-    if not in_place and _same(out, model):
-        raise SettingsError(f"output '{out}' is the input model; choose another name or add --in-place to replace it")
+    try:
+        return data_files(_parse(_content(path), path), path.parent)
+    except OSError as fault:
+        raise ModelError(f"'{path}' cannot be read: {fault.strerror or fault}; check its permissions") from None
 
 
 def write_model(model: onnx.ModelProto, out: Path, *, folder: Path, external: bool) -> int:
     """Write `model`, all of it or nothing, and return the bytes written. `model` is not changed.
 
-    With `external`, or beyond protobuf's 2 GB, large tensors are streamed to one data file `<out.name>.data`.
+    With `external`, or beyond protobuf's 2 GB, large tensors are streamed to one data file `OUT.1a2b3c4d.data`, whose
+    name has a hash of its content: other data never takes the place of what a model reads.
 
     Args:
         folder: where the external data that `model` refers to lies now.
 
     Raises:
-        SettingsError: the disk is full or not writable, or a data file that the source model reads is in the way.
+        SettingsError: the disk is full or not writable, or `out` is a data file of the source model.
         ModelError: a tensor's data is not as it says, or the model exceeds 2 GB without its weights.
     """
     sources = data_files(model, folder)
@@ -117,37 +116,57 @@ def write_model(model: onnx.ModelProto, out: Path, *, folder: Path, external: bo
         content = _serialize(_inlined(model, folder) if sources else model)
         if content is not None:
             return write_files([Part(out, [content], len(content))])
-    data = out.with_name(f"{out.name}.data")
-    if not os.path.lexists(out):  # not in place: the source needs its data file
-        _keep_sources(data, sources)
-    skeleton, moved, end = _skeleton(model, data.name, folder)
+    skeleton, moved, end, location = _skeleton(model, out.name, folder)
     content = _serialize(skeleton)
     if content is None:
         raise ModelError(f"'{out}' would exceed 2 GB without its weights; move large tensors out of subgraphs")
-    parts = [Part(data, _padded(moved, folder), end)] if moved else []
+    parts = [Part(out.with_name(location), _padded(moved, folder), end)] if moved else []
     return write_files([*parts, Part(out, [content], len(content))])
 
 
 def copy_model(source: ModelFile, out: Path) -> int:
     """Copy a model byte for byte, with its data files where `out` is in another folder; return the bytes written.
 
-    Nothing happens, and 0 is returned, when `out` is the source itself.
+    Nothing happens, and 0 is returned, when `out` is the source itself. A data file that is there already stays.
 
     Raises:
-        SettingsError: the disk is full or not writable, or `out` is in the place of a data file.
+        SettingsError: the disk is full or not writable, or as `check_copy`.
+    """
+    check_copy(source, out)
+    if same(out, source.path):
+        return 0
+    pairs = [pair for pair in _copies(source, out) if not pair[1].exists()] + [(source.path, out)]
+    return write_files([Part(target, read_chunks(file), file.stat().st_size) for file, target in pairs])
+
+
+def check_copy(source: ModelFile, out: Path) -> None:
+    """Refuse an output that would cost this model, or another one in its folder, the weights.
+
+    Raises:
+        SettingsError: `out` is one of the source's data files or has the name that a copy needs, or other data has it.
         ModelError: the source's data files are no longer there.
     """
-    if _same(out, source.path):
-        return 0
-    files = data_files(source.model, source.folder)
-    _keep_sources(out, files)
-    copies: list[tuple[Path, Path]] = []
-    if not _same(out.parent, source.folder):
-        copies = [(file, out.parent / location) for location, file in files.items()]
-    if any(target == out for _, target in copies):
-        raise SettingsError(f"output '{out}' has the name of the model's data file; choose another name")
-    pairs = [pair for pair in copies if not _same(*pair)] + [(source.path, out)]
-    return write_files([Part(target, read_chunks(file), file.stat().st_size) for file, target in pairs])
+    if same(out, source.path):
+        return
+    _keep_sources(out, source.data)
+    for file, target in _copies(source, out):
+        if not file.is_file():
+            raise ModelError(f"data file '{file}' is no longer there; get it again")
+        if same(target, out):
+            raise SettingsError(f"output '{out}' has the name of the model's data file; choose another name")
+        if os.path.lexists(target) and not (target.is_file() and filecmp.cmp(file, target, shallow=False)):
+            raise SettingsError(
+                f"'{target}' is there with other content, and an unchanged model would need that name for its data; "
+                "choose an output in another folder"
+            )
+
+
+def _copies(source: ModelFile, out: Path) -> list[tuple[Path, Path]]:
+    """The source's data files, and where a copy of it reads them."""
+    if same(out.parent, source.folder):
+        return []
+    pairs = [(file, out.parent / location) for location, file in source.data.items()]
+    return [pair for pair in pairs if not same(*pair)]
 
 
 def _content(path: Path) -> bytes:
@@ -173,13 +192,14 @@ def _parse(content: bytes, path: Path) -> onnx.ModelProto:
     raise ModelError(f"'{path}' is not an ONNX model, or is cut short; export or download it again")
 
 
-def _same(one: Path, other: Path) -> bool:
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, through links too."""
     return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
-def _keep_sources(target: Path, sources: dict[str, Path]) -> None:
+def _keep_sources(target: Path, sources: Mapping[str, Path]) -> None:
     for file in sources.values():
-        if _same(target, file):
+        if same(target, file):
             raise SettingsError(f"'{target}' is a data file of the source model; choose another output name")
 
 
@@ -206,9 +226,9 @@ def _inline(source: onnx.TensorProto, target: onnx.TensorProto, folder: Path) ->
 
 
 def _skeleton(
-    model: onnx.ModelProto, location: str, folder: Path
-) -> tuple[onnx.ModelProto, list[tuple[int, onnx.TensorProto]], int]:
-    """The model without its large tensors, these with their offsets in the data file, and the file's size."""
+    model: onnx.ModelProto, name: str, folder: Path
+) -> tuple[onnx.ModelProto, list[tuple[int, onnx.TensorProto]], int, str]:
+    """The model without its large tensors, these with their offsets in the data file, the file's size and name."""
     skeleton = onnx.ModelProto()
     skeleton.graph.SetInParent()
     _copy_fields(model, skeleton, frozenset(("graph",)))
@@ -217,6 +237,7 @@ def _skeleton(
         _copy_fields(tensor, skeleton.graph.initializer.add(), _PAYLOAD if is_large(tensor) else frozenset())
     top = len(model.graph.initializer)
     moved: list[tuple[int, onnx.TensorProto]] = []
+    targets: list[tuple[onnx.TensorProto, int, int]] = []
     end = 0
     for index, (tensor, target) in enumerate(zip(tensors_of(model), tensors_of(skeleton), strict=True)):
         if is_large(tensor) and (index < top or is_external(tensor)):
@@ -224,10 +245,20 @@ def _skeleton(
             size = size_of(tensor) or 0
             end = offset + size
             moved.append((offset, tensor))
-            _refer(target, location, offset, size)
+            targets.append((target, offset, size))
         elif is_external(tensor):
             _inline(tensor, target, folder)
-    return skeleton, moved, end
+    location = f"{name}.{_hash(_padded(moved, folder))}.data"
+    for target, offset, size in targets:
+        _refer(target, location, offset, size)
+    return skeleton, moved, end, location
+
+
+def _hash(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()[:8]
 
 
 def _copy_fields(source: Message, target: Message, without: frozenset[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from onnx_lowrank.errors import ModelError, RuntimeMissing
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, Session, load
+from onnx_lowrank.scratch import scratch
 
 _MOST, _LIMIT = 3, 600.0
 
@@ -33,7 +33,7 @@ def cold(path: Path, feed: Feed, *, provider: str, threads: int, seconds: float)
     """
     found: list[dict[str, Any]] = []
     since = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as folder:
+    with scratch() as folder:
         inputs = Path(folder, "inputs.npz")
         np.savez(inputs, *(np.asarray(array) for array in feed.values()))
         task = {

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.inputs import Array, InputSpec, check_sample
+from onnx_lowrank.scratch import Folder
 from onnx_lowrank.synthetic import did_you_mean
-from onnx_lowrank.tables import Folder
 
 
 def stream(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from onnx_lowrank.latency import machine
 from onnx_lowrank.measure import Latency, cautions, no_change
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.prediction import Prediction, predicted
+from onnx_lowrank.publishing import publish, replacing, staging
 from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.run import Run
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, publish, race_files, staging
+from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, race_files
 
 _GIVE_BACK_ROUNDS = 6
 _UNSURE = 1.5  # a loss that may be above the limit by more than this factor is worth a warning
@@ -47,16 +49,17 @@ def finish(
         plan, found = _held(run, plan, staged, external, give_back=give_back)
         run.clock("verify", 1, 1)
         if found is None:
-            return _unchanged(run, plan, before, out, command)
-        report = _publish(run, plan, found, before, staged, out, command)
-    if keep_fp32 is not None:
-        write_model(
-            run.build(plan.decisions, provenance=run.settings.provenance),
-            keep_fp32,
-            folder=file.folder,
-            external=external,
-        )
-    return report
+            return _unchanged(run, plan, before, staged, out, command)
+        beside = None if keep_fp32 is None else functools.partial(_keep, run, plan, keep_fp32, external)
+        return _publish(run, plan, found, before, staged, out, command, beside)
+
+
+def _keep(run: Run, plan: Plan, path: Path, external: bool) -> None:
+    """Write the factored model in float32, before OUT is there: what cannot be written costs nothing."""
+    built, source = run.build(plan.decisions, provenance=run.settings.provenance), run.loaded.file
+    with staging(path) as staged:
+        write_model(built, staged, folder=source.folder, external=external)
+        publish(staged, path, source.path)
 
 
 def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool) -> tuple[Plan, Measured | None]:
@@ -117,10 +120,11 @@ def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
     return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
 
 
-def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str) -> Report:
+def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path, command: str) -> Report:
     if run.settings.require_speedup is not None:
         raise RequirementError(f"no speed-up within loss {run.settings.limit:g}; nothing was written")
-    copy_model(run.loaded.file, out)
+    with replacing(staged, out, run.loaded.file.path):
+        copy_model(run.loaded.file, out)
     counts: dict[str, int] = {}
     for decision in plan.decisions:
         if decision.why is not None:
@@ -136,8 +140,9 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, out: Path, command: str
 
 
 def _publish(
-    run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str
-) -> Report:
+    run: Run, plan: Plan, found: Measured, before: ModelFacts, staged: Path, out: Path, command: str,
+    beside: Callable[[], None] | None,
+) -> Report:  # fmt: skip
     wanted, ratio = run.settings.require_speedup, found.speedup
     if wanted is not None and ratio.low < wanted:
         raise RequirementError(
@@ -151,7 +156,9 @@ def _publish(
     after = facts_of(staged, run.loaded, out)
     around = hardware_of(run, staged) | ({"start": found.start} if found.start else {})
     details = examined(run, staged, found)
-    publish(staged, out)
+    if beside is not None:
+        beside()
+    publish(staged, out, run.loaded.file.path)
     reason = f"{len(plan.rewritten)} of {len(plan.decisions)} sites rewritten"
     if run.lowering is not None and not plan.rewritten:
         reason = f"no site was factored: {run.lowering.scheme.precision} alone is the best here"

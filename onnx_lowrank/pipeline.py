@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.files import check_output
+from onnx_lowrank.files import same
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.outcome import finish, hardware_of, report_of, scope_of, verdict_of
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.planning import choose, decide_plan
 from onnx_lowrank.prediction import predicted
 from onnx_lowrank.prepare import Progress
+from onnx_lowrank.publishing import check_output
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
 from onnx_lowrank.run import Clock, Run, start
@@ -83,7 +84,7 @@ def optimize(
     out = Path(out)
     check_output(out, Path(model), in_place=in_place)
     beside = _beside(keep_fp32, out, Path(model), settings)
-    run = start(Path(model), data, settings, clock, out=out)
+    run = start(Path(model), data, settings, clock, outs=(out, beside) if beside else (out,))
     plan = _planned(run, data)
     return finish(run, plan, out, external_data, command, give_back=True, keep_fp32=beside)
 
@@ -116,7 +117,7 @@ def apply(
     check_output(out, Path(model), in_place=in_place)
     beside = _beside(keep_fp32, out, Path(model), settings)
     source = data if data is not None else list(plan.data) or None
-    run = start(Path(model), source, settings, clock, plan, out)
+    run = start(Path(model), source, settings, clock, plan, (out, beside) if beside else (out,))
     run.fits = replayed(run, plan.decisions, plan.refits)
     if run.loaded.file.sha256 != plan.model_sha256:
         run.warnings.append("the plan was made for another file of this graph: the factors were fitted anew")
@@ -152,7 +153,7 @@ def sweep(
     with _made(folder):
         for out in outs:
             check_output(out, path, in_place=False)
-        run = start(path, data, each[0], clock)
+        run = start(path, data, each[0], clock, outs=outs)
         choices_of_sites = chosen(run, choose)
         reports = []
         for settings, out in zip(each, outs, strict=True):
@@ -178,7 +179,7 @@ def _beside(keep_fp32: str | Path | None, out: Path, model: Path, settings: Sett
     path = Path(keep_fp32)
     if settings.precision in (None, "fp32"):
         raise SettingsError("--keep-fp32 goes with --precision fp16 or int8; without it OUT is that model")
-    if path.resolve() == out.resolve():
+    if same(path, out):
         raise SettingsError(f"--keep-fp32 '{path}' is the output itself; choose another name")
     check_output(path, model, in_place=False)
     return path

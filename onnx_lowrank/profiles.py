@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import onnx
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.events import kernel_times
 from onnx_lowrank.runtime import Feed, Session
+from onnx_lowrank.scratch import scratch
 
 MOST_BYTES = 1_500_000_000
 """A larger model cannot be handed to the runtime out of memory, and is not profiled."""
@@ -66,8 +65,8 @@ def profile_model(
     if model.ByteSize() > MOST_BYTES:
         raise ModelError(f"too large to be profiled ({model.ByteSize() / 1e9:.1f} GB)")
     named = with_names(model)
-    with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as scratch:
-        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(
             named, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )

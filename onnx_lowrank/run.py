@@ -14,6 +14,7 @@ import onnx
 
 from onnx_lowrank.calibration import Fits
 from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.files import check_copy
 from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.latency import LatencyTable, machine
 from onnx_lowrank.linalg import Metric
@@ -98,20 +99,21 @@ class Run:
 
 
 def start(
-    path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None, out: Path | None = None
+    path: Path, data: Any, settings: Settings, clock: Clock, plan: Plan | None = None, outs: Sequence[Path] = ()
 ) -> Run:
     """Load, calibrate and run the original.
 
     Args:
-        out: where the result will go; there has to be room for it.
+        outs: where results will go; there has to be room for each, and they may not cost any model its weights.
         plan: one that is replayed; only the sites that it rewrites are calibrated.
 
     Raises:
-        SettingsError: the plan is for another graph, or the disk is full.
+        SettingsError: the plan is for another graph, the disk is full, or as `check_copy`.
     """
     _check_table(settings, plan)
     loaded = load(path, data, settings, clock, plan.merges if plan else None)
-    if out is not None:
+    for out in outs:
+        check_copy(loaded.file, out)
         check_room(out, loaded.file.bytes)
     decided, rewritten_sites = None, None
     if plan is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from onnx_lowrank.events import NUMBERED, kernel_times, node_runs
 from onnx_lowrank.events import NodeRun as NodeRun
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
+from onnx_lowrank.scratch import scratch
 from onnx_lowrank.settings import suggestion
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -237,8 +236,8 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
     named.CopyFrom(model)
     for position, node in enumerate(named.graph.node):
         node.name = f"{NUMBERED}{position}"
-    with tempfile.TemporaryDirectory() as scratch:
-        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
         session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -257,8 +256,8 @@ def profiled(
     model: Path | onnx.ModelProto, feed: Feed, folder: Path, *, provider: str, threads: int, runs: int
 ) -> list[dict[str, Any]]:
     """Events of the runtime's profile of some runs."""
-    with tempfile.TemporaryDirectory() as scratch:
-        prefix = os.path.join(scratch, "profile")  # noqa: PTH118  the runtime wants a string
+    with scratch() as place:
+        prefix = str(place / "profile")
         session = Session(
             model, provider=provider, threads=threads, folder=folder, spin=True, profile_to=prefix, purpose="verify"
         )

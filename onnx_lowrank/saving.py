@@ -13,7 +13,7 @@ from pathlib import Path
 from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.stale import discard_files, lock
 
-__all__ = ["Part", "check_room", "read_chunks", "write_bytes", "write_files"]
+__all__ = ["Part", "check_place", "check_room", "put", "read_chunks", "write_bytes", "write_files"]
 
 _PREFIX, _SUFFIX = ".onnx-lowrank-", ".tmp"
 
@@ -48,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_files(parts: Sequence[Part]) -> int:
-    """Write all parts, then put them in their places in the given order; return the bytes written.
+    """Write all parts, then put them in their places as `put` does; return the bytes written.
 
     Whatever goes wrong, an interrupt too, what was there before is still there and no temporary file is left.
 
@@ -65,7 +65,7 @@ def write_files(parts: Sequence[Part]) -> int:
             discard_files(part.target.parent, f"{_PREFIX}*{_SUFFIX}")
             staged.append((_temporary(part.target), part.target))
             _write(*staged[-1], part.chunks)
-        _replace(staged)
+        put(staged)
     except OSError as fault:
         why = fault.strerror or str(fault)
         raise SettingsError(f"cannot write '{out}': {why}; choose another output or make room there") from fault
@@ -73,8 +73,6 @@ def write_files(parts: Sequence[Part]) -> int:
         for temporary, _ in staged:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    for folder in {target.parent for _, target in staged}:
-        _sync_folder(folder)
     return sum(part.size for part in parts)
 
 
@@ -91,6 +89,45 @@ def check_room(out: Path, needed: int) -> None:
         )
 
 
+def put(staged: Sequence[tuple[Path, Path]]) -> None:
+    """Move files to their places, in the given order: the last one, which refers to the others, makes them count.
+
+    None of the others may replace anything but the same content. When something fails before the last one is there,
+    those that were new are removed again.
+    """
+    *others, last = staged
+    fresh = [(temporary, target) for temporary, target in others if not os.path.lexists(target)]
+    try:
+        for temporary, target in others:
+            temporary.replace(target)
+        for folder in {target.parent for _, target in others}:
+            _sync_folder(folder)
+        last[0].replace(last[1])
+    except BaseException:
+        if last[0].exists():
+            for temporary, target in fresh:
+                if not temporary.exists():
+                    with contextlib.suppress(OSError):
+                        target.unlink()
+        raise
+    _sync_folder(last[1].parent)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that no file can be written to, by making one of another name beside it.
+
+    Raises:
+        OSError: what the system says.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # a name that is too long
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _temporary(target: Path) -> Path:
     return target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
 
@@ -104,48 +141,6 @@ def _write(temporary: Path, target: Path, chunks: Iterable[bytes]) -> None:
         os.fsync(file.fileno())
     if target.is_file():
         shutil.copymode(target, temporary)
-
-
-def _replace(staged: Sequence[tuple[Path, Path]]) -> None:
-    """Replace all targets; when one fails, those before it get back what they were."""
-    undo: list[tuple[Path | None, Path]] = []
-    try:
-        for temporary, target in staged:
-            if len(staged) > 1:
-                undo.append((_set_aside(target), target))
-            temporary.replace(target)
-    except BaseException:
-        for (aside, target), (temporary, _) in zip(undo, staged, strict=False):
-            if aside and not _is_still(aside, target):
-                aside.replace(target)
-            elif not aside and not temporary.exists():
-                target.unlink(missing_ok=True)
-        _discard(undo)
-        raise
-    _discard(undo)
-
-
-def _set_aside(target: Path) -> Path | None:
-    """A second name for what `target` is now; None when it is nothing yet."""
-    if not os.path.lexists(target):
-        return None
-    aside = _temporary(target).with_suffix(".old")
-    try:
-        os.link(target, aside, follow_symlinks=False)
-    except (OSError, NotImplementedError):  # no hard links on this file system
-        target.rename(aside)
-    return aside
-
-
-def _is_still(aside: Path, target: Path) -> bool:
-    return os.path.lexists(target) and os.path.samestat(aside.lstat(), target.lstat())
-
-
-def _discard(undo: Sequence[tuple[Path | None, Path]]) -> None:
-    for aside, _ in undo:
-        if aside:
-            with contextlib.suppress(OSError):
-                aside.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -46,10 +47,12 @@ def disown(handle: int | None) -> None:
         os.close(handle)
 
 
-def discard_folders(parent: Path, pattern: str) -> None:
-    """Remove the temporary folders in `parent` whose process is gone."""
+def discard_folders(parent: Path, pattern: str, seen: Callable[[Path], object] | None = None) -> None:
+    """Remove the temporary folders in `parent` whose process is gone; `seen` is called with each before."""
     for folder in _old(parent, pattern):
         if folder.is_dir() and not folder.is_symlink() and _is_free(folder / LOCK):
+            if seen is not None:
+                seen(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +16,7 @@ import numpy as np
 
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.inputs import Array, Head, InputSpec, check_names, check_sample, check_tensor
-
-
-class Folder:
-    """A temporary folder that goes with its owner."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="onnx-lowrank-"))
-        self.close = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+from onnx_lowrank.scratch import Folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy as np
 import scipy.special
 
 from onnx_lowrank.runtime import Feed, Session
+from onnx_lowrank.scratch import Folder
 
 
 class Loss(Protocol):
@@ -56,7 +56,7 @@ class References:
     """
 
     def __init__(self, session: Session, samples: Iterable[Feed], new_loss: NewLoss) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnx-lowrank-")
+        self._folder = Folder()
         self._samples, self._new_loss = samples, new_loss
         self._kept: Callable[[Feed], bool] = lambda _: True
         self.outputs = session.output_names
@@ -70,7 +70,7 @@ class References:
         self.fingerprint = counted.hexdigest()
 
     def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npz"
+        return self._folder.path / f"{index}.npz"
 
     def __iter__(self) -> Iterator[tuple[Feed, list[Any]]]:
         for index, sample in enumerate(self._samples):

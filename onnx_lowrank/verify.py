@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -22,7 +17,6 @@ from onnx_lowrank.providers import Provider
 from onnx_lowrank.report import ModelFacts
 from onnx_lowrank.runtime import Session, profile
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.stale import LOCK, discard_folders, disown, own
 from onnx_lowrank.timing import Ratio
 from onnx_lowrank.validation import Loss, References, upper_end
 
@@ -70,32 +64,6 @@ class Measured:
         if self.predicted is not None:
             return Ratio(self.predicted, self.predicted, self.predicted)
         return min((entry.ratio for entry in self.latency), key=lambda ratio: ratio.low)
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A place beside OUT for a file of the same name; whatever is left there at the end is removed."""
-    discard_folders(out.parent, f".{glob.escape(out.name)}.*.staging")
-    folder, owner = out.parent / f".{out.name}.{secrets.token_hex(8)}.staging", None
-    try:  # the name is known before the folder is there: an interrupt between the two leaves nothing
-        folder.mkdir(mode=0o700)
-        owner = own(folder)
-        yield folder / out.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        disown(owner)
-
-
-def publish(staged: Path, out: Path) -> None:
-    """Move a verified model to its place, its data file first; each step is atomic."""
-    made = [path for path in staged.parent.iterdir() if path.name != LOCK]
-    for path in sorted(made, key=lambda p: p.name == staged.name):
-        path.replace(out.parent / path.name)
-    folder = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def measured(staged: Path, loaded: Loaded, references: References, settings: Settings) -> Measured:

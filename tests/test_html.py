@@ -289,5 +289,5 @@ def test_the_page_is_small_and_refers_to_nothing_outside(written: dict[str, Writ
 def test_without_jinja2_the_extra_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RuntimeMissing, match=r"onnx-lowrank\[report\]"):
-        output.check(None, tmp_path / "r.html")
-    output.check(None, tmp_path / "r.md")
+        output.check({"--report": tmp_path / "r.html"})
+    output.check({"--report": tmp_path / "r.md"})

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnx_lowrank.publishing import staging
 from onnx_lowrank.saving import write_bytes
 from onnx_lowrank.stale import discard_files, discard_folders, disown, own
-from onnx_lowrank.verify import staging
 from tests.interrupts import interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ def test_a_full_disk_for_temporary_files_is_one_line(
 def hold(folder: Path) -> subprocess.Popen[str]:
     """Another process that is in the middle of writing OUT."""
     code = (
-        "import sys, time; from pathlib import Path; from onnx_lowrank.verify import staging\n"
+        "import sys, time; from pathlib import Path; from onnx_lowrank.publishing import staging\n"
         "with staging(Path(sys.argv[1])) as staged:\n"
         "    staged.write_bytes(b'half'); print('there', flush=True); time.sleep(600)"
     )

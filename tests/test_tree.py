@@ -72,9 +72,11 @@ LEVELS: Final[dict[str, int]] = {
     "placement": 3,
     "normal": 3,
     "protos": 3,
+    "publishing": 3,
     "quantization": 3,
     "runtime": 3,
     "saving": 3,
+    "scratch": 3,
     "stale": 3,
     "tensors": 3,
     "unknown": 3,
@@ -217,8 +219,9 @@ IMPORTERS: Final = {
     "onnx_graphsurgeon": {"graph"},
     "onnxruntime": {"quantization", "runtime"},
     "click": {"cli", "commands", "options"},
+    "tempfile": {"models.get", "models.photos", "models.text", "scratch", "tables"},
 }
-"""The fence around each foreign library."""
+"""The fence around each foreign library, and around temporary folders that a killed run would leave behind."""
 
 
 TEMPLATES: Final = {p.relative_to(ROOT).as_posix() for p in (ROOT / "onnx_lowrank" / "templates").iterdir()}

@@ -207,7 +207,8 @@ def load(path: Path, folder: Path) -> str:
         return "refused"
     finally:
         out.unlink(missing_ok=True)
-        (folder / "out.onnx.data").unlink(missing_ok=True)
+        for data in folder.glob("out.onnx.*.data"):
+            data.unlink()
         if left := {p.name for p in folder.iterdir()} - before:
             raise WrongError(f"left behind: {left}")
     return "loaded"

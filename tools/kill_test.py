@@ -27,7 +27,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-PREVIOUS = b"the previous one"
+PREVIOUS = ("previous/out.onnx", "previous/out.onnx.data")
+"""Another model of the same name, with a data file that bears OUT's name, too."""
 
 
 def save_model(path: Path, layers: int = 3, width: int = 384) -> None:
@@ -71,9 +72,19 @@ def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def made(folder: Path) -> tuple[bytes, bytes]:
-    """The model file and its data file, empty where there is none."""
-    paths = (folder / "out.onnx", folder / "out.onnx.data")
-    return tuple(p.read_bytes() if p.exists() else b"" for p in paths)  # type: ignore[return-value]
+    """OUT and the data that it refers to, empty where there is none.
+
+    Raises:
+        AssertionError: OUT is cut short, or its data is not there.
+    """
+    out = folder / "out.onnx"
+    if not out.exists():
+        return b"", b""
+    content = out.read_bytes()
+    names = {e.value for t in onnx.load_from_string(content).graph.initializer for e in t.external_data
+             if e.key == "location"}  # fmt: skip
+    assert all((folder / name).exists() for name in names), "OUT without its data"
+    return content, b"".join((folder / name).read_bytes() for name in sorted(names))
 
 
 def kill_once(root: Path, whole: tuple[bytes, bytes], seconds: float, rng: random.Random) -> str:
@@ -83,26 +94,29 @@ def kill_once(root: Path, whole: tuple[bytes, bytes], seconds: float, rng: rando
         AssertionError: a partial OUT, other bytes, or something left behind.
     """
     folder = Path(tempfile.mkdtemp(dir=root))
-    if before := rng.random() < 0.5:
-        (folder / "out.onnx").write_bytes(PREVIOUS)
+    before = rng.random() < 0.5
+    if before:
+        for name in PREVIOUS:
+            shutil.copy(root / name, folder)
+    old = made(folder)
     process, number = begin(folder, "--resume", "stages"), rng.choice(SIGNALS)
     time.sleep(rng.uniform(0, seconds))
     process.send_signal(number)
     said = process.communicate(timeout=120)[1]
     assert "Traceback" not in said, said
-    assert made(folder)[0] in (PREVIOUS if before else b"", whole[0]), "OUT is neither the old one nor complete"
-    assert made(folder)[0] != whole[0] or made(folder) == whole, "OUT without its data"
+    assert made(folder) in (old, whole), "OUT is neither the old one nor complete"
     stages = len(list(folder.glob("stages/*.npz")))
     time.sleep(1.1)  # what is younger than a second is nobody's to remove
     process = begin(folder, "--resume", "stages")
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert made(folder) == whole, f"other bytes after {stages} stages"
-    left = {p.name for p in folder.iterdir()} - {"out.onnx", "out.onnx.data", "stages"}
+    left = {p.name for p in folder.iterdir() if not p.match("out.onnx*")} - {"stages"}
+    left |= {p.name for p in list(folder.glob("out.onnx.*"))[1:]}
     left |= {p.name for p in folder.glob("stages/.*")}
     assert not left, f"left behind: {left}"
     shutil.rmtree(folder)
-    return f"{signal.Signals(number).name} after {stages} stages"
+    return f"{signal.Signals(number).name} after {stages} stages{' over a previous one' * before}"
 
 
 def main() -> int:
@@ -116,6 +130,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
         root = Path(scratch)
         save_model(root / "wide.onnx")
+        (root / "previous").mkdir()
+        save_model(root / "previous" / "out.onnx", layers=2)
         measure_table(root)
         undisturbed = root / "undisturbed"
         undisturbed.mkdir()
