@@ -68,6 +68,7 @@ LEVELS: Final[dict[str, int]] = {
     "gpu": 3,
     "graph": 3,
     "libraries": 3,
+    "linked": 3,
     "loops": 3,
     "placement": 3,
     "normal": 3,
