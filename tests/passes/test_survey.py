@@ -92,7 +92,7 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
     (Why.GROUPED, "y = Conv <group = 4> (x, w)", {"weights": "float[4, 1, 1] w = {1, 2, 3, 4}"}, untouched),
     (Why.SHARED, "y = MatMul(x, w)\n z = Relu(w)", {}, untouched),
     (Why.SHARED, "v = Transpose(w)\n z = Relu(w)\n y = MatMul(x, v)", {}, untouched),
-    (Why.SHARED, f"y = MatMul(x, w)\n z = If (c) {BRANCH.replace('OP', 'Relu(x)')}", {}, untouched),
+    (Why.IN_BODY, f"y = MatMul(x, w)\n z = If (c) {BRANCH.replace('OP', 'Relu(x)')}", {}, untouched),
     (Why.OVERRIDABLE, MATMUL, {}, listed),
     (Why.OVERRIDABLE, "v = Identity(w)\n y = MatMul(x, v)", {}, listed),
     (Why.IS_OUTPUT, MATMUL, {}, given_out),
