@@ -100,7 +100,7 @@ def enter(paths: Sequence[Path], data: Any, settings: Settings, warnings: list[s
     for entrant in (e for e in entrants if e.error is None):
         try:
             session = Session(entrant.path, provider=settings.provider, threads=0)
-            source, feeds = _inputs(session, data, settings, warnings)
+            source, feeds = _inputs(session, data, settings, entrant.file, warnings)
             counter = new_loss(settings.metric, session.output_names, settings.output_weights)
             references = References(session, source, counter)
         except ModelError as fault:
@@ -128,18 +128,20 @@ def _with_path(entrant: Entrant) -> str:
     return f"{entrant.path}: {entrant.error}"
 
 
-def _inputs(session: Session, data: Any, settings: Settings, warnings: list[str]) -> tuple[Source, tuple[Feed, ...]]:
+def _inputs(
+    session: Session, data: Any, settings: Settings, file: ModelFile | None, warnings: list[str]
+) -> tuple[Source, tuple[Feed, ...]]:
     """The samples, and one feed for each set of shapes that the model accepts."""
     if not settings.shapes:
-        return open_inputs(session, data, settings)
+        return open_inputs(session, data, settings, file)
     source = None
     if data is not None:
-        source, _ = open_inputs(session, data, dataclasses.replace(settings, shapes=()))
+        source, _ = open_inputs(session, data, dataclasses.replace(settings, shapes=()), file)
     feeds: list[Feed] = []
     refused: list[SettingsError] = []
     for shapes in settings.shapes:
         try:
-            made, one = open_inputs(session, None, dataclasses.replace(settings, shapes=(shapes,)))
+            made, one = open_inputs(session, None, dataclasses.replace(settings, shapes=(shapes,)), file)
         except SettingsError as fault:
             refused.append(fault)
             continue

@@ -26,9 +26,7 @@ class Why(enum.Enum):
     VECTOR = "its weight is a vector"
     GROUPED = "a depthwise convolution, or one whose groups have one channel"
     SHARED = "its weight is also read in another way: by another kind of node, turned, with other sizes, as an output"
-    IN_BODY = (
-        "its weight also enters an If, Loop or Scan and stays dense there, so that factors would only add to it"
-    )
+    IN_BODY = "its weight also enters an If, Loop or Scan and stays dense there, so that factors would only add to it"
     OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
     IS_OUTPUT = "its weight is a graph output"
     QUANTIZED = "its weight carries quantization annotations"

@@ -105,6 +105,7 @@ LEVELS: Final[dict[str, int]] = {
     "synthetic": 4,
     "tables": 4,
     "validation": 4,
+    "vocabulary": 4,
     "accuracy": 4,
     "footprint": 4,
     "profiles": 4,
