@@ -30,7 +30,7 @@ class Why(enum.Enum):
     OVERRIDABLE = "its weight is also a graph input, so that a caller may override it"
     IS_OUTPUT = "its weight is a graph output"
     QUANTIZED = "its weight carries quantization annotations"
-    DEQUANTIZED = "its weight is stored as integers (DequantizeLinear), and floating point factors would be larger"
+    DEQUANTIZED = "its weight is stored as integers (DequantizeLinear): smaller factors need a very low rank, not tried"
     SPARSE = "its weight is sparse"
     DTYPE = "its weight is not float16, bfloat16, float32 or float64"
     NOT_FINITE = "its weight has NaN or infinite entries"

@@ -67,6 +67,10 @@ def filled(value: float) -> Callable[[onnx.ModelProto], None]:
     return fill
 
 
+def nibbles(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].CopyFrom(helper.make_tensor("q", TensorProto.INT4, [4, 2], [1, -2, 3, -4, 5, -6, 7, -8]))
+
+
 def untouched(_: onnx.ModelProto) -> None:
     pass
 
@@ -106,6 +110,12 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
         "v = DequantizeLinear(q, s)\n w = Identity(v)\n y = MatMul(x, w)",
         {"weights": STORED},
         untouched,
+    ),
+    (
+        Why.DEQUANTIZED,
+        f"w = DequantizeLinear <axis = 0, block_size = 2> (q, t)\n {MATMUL}",
+        {"weights": f"{STORED}, float[2, 2] t = {{1, 2, 3, 4}}", "opset": 21},
+        nibbles,
     ),
     (
         Why.WEIGHT_NOT_CONSTANT,
