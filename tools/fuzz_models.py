@@ -375,7 +375,7 @@ def _model(made: Maker) -> onnx.ModelProto:
     loose = rng.random() < 0.3
     for name, value in made.inputs.items():
         code = TensorProto.STRING if value.dtype == object else helper.np_dtype_to_tensor_dtype(value.dtype)
-        dims = [f"d{i}" if loose and name not in made.weights else n for i, n in enumerate(value.shape)]
+        dims = [f"{name}_{i}" if loose and name not in made.weights else n for i, n in enumerate(value.shape)]
         graph.input.append(helper.make_tensor_value_info(name, code, dims))
     if made.ir_version < 4:
         graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made.stored)
