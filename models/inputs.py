@@ -1,6 +1,6 @@
 """Real calibration inputs for the catalogue's models. Seeds are fixed: one machine always makes the same samples.
 
-`fresh` asks for other samples of the same sort, to measure on what nothing was fitted to.
+`count` says how many; `fresh` asks for other samples of the same sort, to measure on what nothing was fitted to.
 
 An array has the rank of the model's input (its first axis is cut into samples) or one more (a sample an item).
 """
@@ -29,7 +29,7 @@ Inputs = dict[str, npt.NDArray[Any]]
 class Maker(Protocol):
     """Makes the inputs of a model."""
 
-    def __call__(self, model: Path, /, *, fresh: bool = False) -> Inputs: ...
+    def __call__(self, model: Path, /, *, count: int = ..., fresh: bool = False) -> Inputs: ...
 
 
 # A detector's pages must not repeat those that an evaluation renders (its seed is 3).

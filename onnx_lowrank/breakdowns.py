@@ -125,6 +125,8 @@ def fallback(report: Json) -> Table | None:
     """Nodes that another provider ran, or that copy between host and device."""
     rows = (report.get("environment") or {}).get("fallback")
     columns = [
+        _text("model", "model"),
+        _text("provider", "asked for"),
         _text("node", "node"),
         _text("op", "op"),
         _text("on", "ran on"),

@@ -80,10 +80,11 @@ def zoo_ls() -> None:
 @zoo.command("get")
 @click.argument("name")
 @click.option("-o", "--output", "folder", type=PATH, default=Path("zoo"), show_default=True, help="Folder for it.")
-def zoo_get(name: str, folder: Path) -> None:
+@click.option("--samples", type=click.IntRange(min=1), help="How many inputs to make [default: as `zoo ls` says].")
+def zoo_get(name: str, folder: Path, samples: int | None) -> None:
     """Download model NAME and make its real calibration inputs."""
     from onnx_lowrank.models import get
 
-    fetched = get(name, folder)
+    fetched = get(name, folder, samples=samples)
     click.echo(f"{fetched.model}\n{fetched.inputs}")
     click.echo(f"try: onnx-lowrank optimize {fetched.model} -o {fetched.model.stem}-lr.onnx --data {fetched.inputs}")

@@ -11,11 +11,13 @@ from typing import Any
 from onnx_lowrank import contest, details, measure, profiles
 from onnx_lowrank.contest import Configuration, Contest, Entrant
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.hardware import card
+from onnx_lowrank.hardware import card, left_out
 from onnx_lowrank.labels import file_names
 from onnx_lowrank.measure import Latency
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.report import environment
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.validation import References
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The models in the order given; `baseline` is the position of the one that the others are compared with."""
+    """The models in the order given; `baseline` is the position of the one that the others are compared with.
+
+    `untimed` are the ways of timing that were asked for and that the baseline, or this machine, did not accept;
+    `fingerprint` is a hash of the samples.
+    """
 
     rows: tuple[Row, ...]
     data: str
@@ -57,10 +63,12 @@ class Comparison:
     metric: str = "relative"
     baseline: int = 0
     configurations: tuple[Configuration, ...] = ()
+    untimed: tuple[Configuration, ...] = ()
     parts: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     command: str = ""
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Stable keys, schema 1."""
@@ -69,6 +77,8 @@ class Comparison:
             "models": [row.to_dict() for row in self.rows],
             "baseline": self.baseline,
             "configurations": [one.to_dict() for one in self.configurations],
+            "untimed": [one.to_dict() for one in self.untimed],
+            "sample_fingerprint": {"sha256": self.fingerprint, "count": self.samples},
             **{key: getattr(self, key) for key in ("data", "samples", "metric", "provider", "threads")},
             **self.parts,
             "environment": environment() | self.hardware,
@@ -99,11 +109,13 @@ def compare(
         LowRankError: fewer than two models could be compared, or the data does not fit the first that loads.
     """
     warnings: list[str] = []
-    providers = contest.usable(_several(choices.pop("provider", "cpu")), warnings)
+    wanted = _several(choices.pop("provider", "cpu"))
+    providers = contest.usable(wanted, warnings)
     threads = _several(choices.pop("threads", 1))
     if not threads:
         raise SettingsError("compare needs a number of threads")
     several = [_settings(choices, provider, n) for provider in providers for n in threads]
+    lacking = [_settings(choices, provider, n) for provider in wanted if provider not in providers for n in threads]
     settings, paths = several[0], [Path(m) for m in models]
     if len(paths) < 2:
         raise SettingsError("compare needs two models or more")
@@ -112,15 +124,18 @@ def compare(
     names = _labels(entered.entrants)
     tolerances: list[dict[str, Any]] = []
     contest.judge(
-        entered, settings, lambda e, s: tolerances.extend(_outputs(entered, e, names, s) if not brief else ())
+        entered, settings, lambda e, s, r: tolerances.extend(_outputs(entered, e, names, s, r) if not brief else ())
     )
     ways = contest.configurations([(one.provider, one.threads) for one in several], entered.feeds)
     timed = [way for way in _ticking(ways, progress) if contest.race(entered, way, settings, len(ways))]
+    hardware = _hardware(entered, names, ways, timed)
     progress("compare", 3, 4)
     warnings += measure.cautions([entry for e in entered.running for entry in e.latencies if entry])
     parts = {} if brief else _parts(entered, names, settings, tolerances)
     progress("compare", 4, 4)
-    return _comparison(entered, settings, timed, ways, parts, command)
+    ways += contest.configurations([(one.provider, one.threads) for one in lacking], entered.feeds)
+    found = _comparison(entered, settings, timed, ways, parts)
+    return dataclasses.replace(found, command=command, hardware=hardware)
 
 
 def _settings(choices: dict[str, Any], provider: str, threads: int) -> Settings:
@@ -145,10 +160,28 @@ def _labels(entrants: Sequence[Entrant]) -> dict[int, str]:
     return {id(e): name for e, name in zip(entrants, file_names([str(e.path) for e in entrants]), strict=True)}
 
 
-def _outputs(entered: Contest, entrant: Entrant, names: dict[int, str], session: Any) -> list[dict[str, Any]]:
+def _outputs(
+    entered: Contest, entrant: Entrant, names: dict[int, str], session: Any, references: References
+) -> list[dict[str, Any]]:
     if entrant is entered.first:
         return []
-    return details.outputs(names[id(entrant)], entered.references, session)
+    return details.outputs(names[id(entrant)], references, session)
+
+
+def _hardware(
+    entered: Contest, names: dict[int, str], ways: Sequence[Configuration], timed: Sequence[Configuration]
+) -> dict[str, Any]:
+    """The card now, and the nodes of every model that were left to the CPU in a way that it was timed in."""
+    found: dict[str, Any] = next((facts for way in timed if (facts := card(way.provider))), {})
+    if all(Provider.of(way.provider).short == "cpu" for way in timed):
+        return found
+    attempt, rows = details.attempting(entered.warnings), []
+    for entrant in entered.running:
+        own = [way for way, entry in zip(ways, entrant.latencies, strict=True) if entry or entrant is entered.first]
+        own = [way for way in own if way in timed]
+        ran = [(way.provider, way.threads, way.feed) for way in own]
+        rows += left_out(names[id(entrant)], entrant.path, ran, attempt, entered.warnings)
+    return {**found, "fallback": rows}
 
 
 def _parts(
@@ -193,7 +226,7 @@ def _profiles(
 
 def _comparison(
     entered: Contest, settings: Settings, timed: Sequence[Configuration], ways: Sequence[Configuration],
-    parts: dict[str, Any], command: str,
+    parts: dict[str, Any],
 ) -> Comparison:  # fmt: skip
     kept = [i for i, way in enumerate(ways) if way in timed]
     return Comparison(
@@ -205,10 +238,10 @@ def _comparison(
         metric=settings.metric,
         baseline=entered.entrants.index(entered.first),
         configurations=tuple(timed),
+        untimed=tuple(way for way in ways if way not in timed),
+        fingerprint=entered.references.fingerprint,
         parts=parts,
         warnings=tuple(entered.warnings),
-        command=command,
-        hardware=card(settings.provider),
     )
 
 

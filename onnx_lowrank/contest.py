@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank import measure, runtime, sessions
-from onnx_lowrank.data import Source
+from onnx_lowrank.data import Source, turn_about
 from onnx_lowrank.errors import LowRankError, ModelError, RuntimeMissing, SettingsError
 from onnx_lowrank.files import ModelFile, read_model
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.metrics import new_loss
 from onnx_lowrank.prepare import open_inputs
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.runtime import Feed, Session
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import Loss, References
@@ -44,13 +45,17 @@ class Configuration:
     @property
     def name(self) -> str:
         """For warnings."""
-        shapes = ", ".join(f"{n} {'×'.join(map(str, getattr(a, 'shape', ())))}" for n, a in self.feed.items())
-        return f"{self.provider}, {self.threads} thread{'' if self.threads == 1 else 's'}, {shapes}"
+        return f"{self.provider}, {self.threads} thread{'' if self.threads == 1 else 's'}, {_shapes(self.feed)}"
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
         shape = {name: list(getattr(array, "shape", ())) for name, array in self.feed.items()}
-        return {"provider": str(self.provider), "threads": self.threads, "shape": shape}
+        options = dict(Provider.of(self.provider).options)
+        return {"provider": str(self.provider), "provider_options": options, "threads": self.threads, "shape": shape}
+
+
+def _shapes(feed: Feed) -> str:
+    return ", ".join(f"{n} {'×'.join(map(str, getattr(a, 'shape', ())))}" for n, a in feed.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,32 +136,56 @@ def _with_path(entrant: Entrant) -> str:
 def _inputs(
     session: Session, data: Any, settings: Settings, file: ModelFile | None, warnings: list[str]
 ) -> tuple[Source, tuple[Feed, ...]]:
-    """The samples, and one feed for each set of shapes that the model accepts."""
+    """The samples, and one feed for each set of shapes that the model accepts.
+
+    Without data the samples are made up in all of these shapes that the model runs on, in turn.
+    """
     if not settings.shapes:
         return open_inputs(session, data, settings, file)
-    source = None
-    if data is not None:
-        source, _ = open_inputs(session, data, dataclasses.replace(settings, shapes=()), file)
     feeds: list[Feed] = []
+    made: list[Source] = []
     refused: list[SettingsError] = []
+    each = max(1, settings.samples // len(settings.shapes))
     for shapes in settings.shapes:
         try:
-            made, one = open_inputs(session, None, dataclasses.replace(settings, shapes=(shapes,)), file)
+            asked = dataclasses.replace(settings, shapes=(shapes,), samples=each)
+            source, one = open_inputs(session, None, asked, file)
         except SettingsError as fault:
             refused.append(fault)
             continue
-        source, feeds = source or made, [*feeds, *one]
-    if not feeds or source is None:
+        feeds += one
+        made.append(source)
+    if not feeds:
         raise refused[0]
     warnings += [f"a shape was not timed: {fault}" for fault in refused]
-    return source, tuple(feeds)
+    if data is not None:
+        return open_inputs(session, data, dataclasses.replace(settings, shapes=()), file)[0], tuple(feeds)
+    failing = _failing(session, feeds)
+    return turn_about([s for s, feed in zip(made, feeds, strict=True) if _shapes(feed) not in failing]), tuple(feeds)
+
+
+def _failing(session: Session, feeds: Sequence[Feed]) -> dict[str, ModelError]:
+    """The shapes that a model does not run on, with the reason; not looked for where there is only one.
+
+    Raises:
+        ModelError: it runs on none of them.
+    """
+    found: dict[str, ModelError] = {}
+    for feed in feeds if len(feeds) > 1 else ():
+        try:
+            session.run(feed)
+        except ModelError as fault:
+            found[_shapes(feed)] = fault
+    if found and len(found) == len({_shapes(feed) for feed in feeds}):
+        raise next(iter(found.values()))
+    return found
 
 
 def judge(contest: Contest, settings: Settings, visit: Any) -> None:
     """Loss of every model; who cannot run on the samples is out.
 
     Args:
-        visit: called with each model and its session while that is open.
+        visit: called with each model, its session while that is open, and the references that it runs on.
 
     Raises:
         ModelError: fewer than two models are left.
@@ -167,13 +196,25 @@ def judge(contest: Contest, settings: Settings, visit: Any) -> None:
             missing = [name for name in contest.references.outputs if name not in session.output_names]
             if missing:
                 raise ModelError(f"has no output '{missing[0]}'; compare models with the same inputs and outputs")
-            entrant.losses = contest.references.loss(session)
-            visit(entrant, session)
+            references = _accepted(contest, entrant, session)
+            entrant.losses = references.loss(session)
+            if not entrant.losses.per_sample:
+                raise ModelError("runs on none of the shapes that the first model runs on")
+            visit(entrant, session, references)
         except ModelError as fault:
             entrant.error = _about(entrant, fault)
     if len(contest.running) < 2:
         failed = "; ".join(_with_path(e) for e in contest.entrants if e.error is not None)
         raise ModelError(f"fewer than two models could be compared: {failed}")
+
+
+def _accepted(contest: Contest, entrant: Entrant, session: Session) -> References:
+    """The references without the shapes that a model does not run on, with a warning; all of them with given data."""
+    failing = _failing(session, contest.feeds) if contest.source.synthetic else {}
+    for shapes, fault in failing.items():
+        if entrant is not contest.first:
+            contest.warnings.append(f"the loss of {entrant.path} is without {shapes}: {_about(entrant, fault)}")
+    return contest.references.only(lambda feed: _shapes(feed) not in failing)
 
 
 def configurations(ways: Sequence[tuple[str, int]], feeds: Sequence[Feed]) -> list[Configuration]:

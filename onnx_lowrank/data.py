@@ -71,6 +71,17 @@ def open_source(
     return _open_python(specs, data, limit)
 
 
+def turn_about(sources: Sequence[Source]) -> Source:
+    """The first sample of each source, then the second of each, and so on, as long as all have one."""
+    if len(sources) == 1:
+        return sources[0]
+
+    def samples() -> Iterator[dict[str, Array]]:
+        return itertools.chain.from_iterable(zip(*sources, strict=False))
+
+    return Source(sources[0].description, all(source.synthetic for source in sources), samples)
+
+
 def split(source: Source) -> tuple[Source, Source, bool]:
     """Calibration samples, held-out samples, and whether they are the same single sample.
 

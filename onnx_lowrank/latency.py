@@ -71,6 +71,13 @@ def machine(environment: Mapping[str, Any]) -> str:
     return str(environment.get("gpu") or environment.get("processor") or "an unnamed machine")
 
 
+def noise_of(row: Mapping[str, float]) -> float:
+    """Fraction by which two timings of one fragment may differ: dense against itself, at least 1 %."""
+    if DENSE not in row or CONTROL not in row:
+        return _LEAST_NOISE
+    return min(max(abs(row[CONTROL] / row[DENSE] - 1), _LEAST_NOISE), _MOST_NOISE)
+
+
 def table_name(environment: Mapping[str, Any]) -> str:
     """File name of the table of an environment."""
     digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:16]
@@ -199,11 +206,8 @@ class LatencyTable:
         return self.given and any(self.missing(geometry, [DENSE]) for geometry in geometries)
 
     def noise(self, geometry: Geometry) -> float:
-        """Fraction by which two timings of one fragment may differ: dense against itself, at least 1 %."""
-        row = self._rows.get(geometry.key(), {})
-        if DENSE not in row or CONTROL not in row:
-            return _LEAST_NOISE
-        return min(max(abs(row[CONTROL] / row[DENSE] - 1), _LEAST_NOISE), _MOST_NOISE)
+        """Fraction by which two timings of a fragment of this geometry may differ."""
+        return noise_of(self._rows.get(geometry.key(), {}))
 
     def measure(self, geometry: Geometry, makers: Mapping[str, Callable[[], Fragment]]) -> dict[str, float]:
         """Milliseconds by label; those not in the table are made and timed now, turn about with the dense one.

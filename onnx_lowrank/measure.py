@@ -50,12 +50,14 @@ class Latency:
     speed: tuple[float, ...] = ()
     again: tuple[float, ...] = ()
     transfers: dict[str, float] = dataclasses.field(default_factory=dict)
+    provider_options: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON report."""
         return {
             "shape": self.shape,
             "provider": self.provider,
+            "provider_options": self.provider_options,
             "clock": self.clock,
             "threads": self.threads,
             "before": self.before,
@@ -114,9 +116,7 @@ def race(
         short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
 
-    def opener(model: Path | onnx.ModelProto) -> sessions.Opener:
-        return lambda: opened(model, feed, provider=provider, threads=threads, folder=folder).run
-
+    opener = functools.partial(_opener, feed, provider, threads, folder)
     raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed, short=short)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
@@ -134,6 +134,7 @@ def race(
             ratio=sessions.ratio(first, times[:, column], raced.groups, control),
             aa=sessions.ratio(control, first, raced.groups),
             provider=str(provider),
+            provider_options=dict(Provider.of(provider).options),
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
@@ -141,6 +142,12 @@ def race(
         )
         for column in range(2, len(stats) + 1)
     ]
+
+
+def _opener(
+    feed: Feed, provider: str, threads: int, folder: Path | None, model: Path | onnx.ModelProto
+) -> sessions.Opener:
+    return lambda: opened(model, feed, provider=provider, threads=threads, folder=folder).run
 
 
 def _plain(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,20 +74,21 @@ def merged(
         SettingsError: a pair of the plan is not there.
     """
     done: list[Merged] = []
+    left = planned
     if planned is None and not settings.merge:
         return known, ()
     while True:
-        patches, fresh = _next(known, settings, allowed, planned)
+        patches, fresh = _next(known, settings, allowed, left)
         if not patches:
             break
         graph = Graph(known.file.model, known.file.folder, provenance=settings.provenance)
         for patch in patches:
             graph.apply(patch)
         done += fresh
+        left = left and [pair for pair in left if pair not in {(one.taken_in, one.node) for one in fresh}]
         known = read(dataclasses.replace(known.file, model=graph.commit()), feeds)
-    missing = set(planned or ()) - {(one.taken_in, one.node) for one in done}
-    if missing:
-        first, second = sorted(missing)[0]
+    if left:
+        first, second = sorted(left)[0]
         raise SettingsError(f"the plan takes '{first}' into '{second}', which are no such neighbours in this model")
     return known, tuple(done)
 
@@ -128,13 +130,23 @@ def _wanted(
     sites = [site for site in alone if allowed(site, known.runs)]
     sites = [seen(site, known.runs) for site in sites]
     macs = {site.name: measure.multiply_adds({site.nodes[0]: known.runs[0][site.nodes[0]]}) for site in sites}
-    found = [one for one in merges(known.graph, sites, macs) if isinstance(one, Merge)]
-    if planned is not None:
-        return [one for one in found if (one.first.name, one.second.name) in planned]
-    if not found or settings.precision is not None or not settings.verify_latency:
-        return found  # nothing is timed here: fewer multiply-adds in fewer nodes decide
-    table = LatencyTable(settings.cache, provider=settings.provider, threads=settings.threads, seed=settings.seed)
-    return [one for one in found if _is_faster(one, table)]
+    wanted = _chooser(settings) if planned is None else lambda one: _is_due(one, planned)
+    return [one for one in merges(known.graph, sites, macs, wanted) if isinstance(one, Merge)]
+
+
+def _is_due(one: Merge, planned: Sequence[Pair]) -> bool:
+    """Whether a pair is the next one of a plan for both of its sites."""
+    names = {one.first.name, one.second.name}
+    return next((pair for pair in planned if names & {*pair}), None) == (one.first.name, one.second.name)
+
+
+def _chooser(settings: Settings) -> Callable[[Merge], bool]:
+    """Whether a product pays: by the clock or a given table, by multiply-adds where neither may be asked."""
+    if settings.precision is not None or not (settings.verify_latency or settings.cache.is_file()):
+        return lambda one: one.is_cheaper
+    where: dict[str, Any] = {"provider": settings.provider, "threads": settings.threads, "seed": settings.seed}
+    table = functools.cache(lambda: LatencyTable(settings.cache, **where))
+    return lambda one: (one.is_cheaper or (one.is_small and settings.size is None)) and _is_faster(one, table())
 
 
 def seen(site: Site, runs: Runs) -> Site:
@@ -147,12 +159,18 @@ def seen(site: Site, runs: Runs) -> Site:
 
 
 def _is_faster(one: Merge, table: LatencyTable) -> bool:
-    """Whether the product was measured faster than the pair, or neither is known to a given table."""
+    """Whether the product was measured faster than the pair.
+
+    Where a given table knows neither, one of fewer multiply-adds counts as faster. One of more has to be known at
+    every shape, and faster by more than the noise.
+    """
     name = f"{MERGE} {one.first.geometry.key()} {one.second.geometry.key()}"
-    rows: list[dict[str, float]] = []
+    geometries = [dataclasses.replace(geometry, op=name) for geometry in one.product.geometries]
     makers: dict[str, Any] = {DENSE: one.whole, _PAIR: one.pair}
-    for geometry in one.product.geometries:
-        rows.append(table.measure(dataclasses.replace(geometry, op=name), makers))
+    rows = [table.measure(geometry, makers) for geometry in geometries]
     table.save()
     known = [row for row in rows if len(row) == len(makers)]
-    return sum(row[DENSE] for row in known) < sum(row[_PAIR] for row in known) if known else True
+    product, pair = (sum(row[label] for row in known) for label in makers)
+    if one.is_cheaper:
+        return product < pair or not known
+    return len(known) == len(rows) and product * (1 + max(map(table.noise, geometries))) < pair

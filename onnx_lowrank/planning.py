@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from onnx_lowrank import guard, insitu, measure, wholes
-from onnx_lowrank.allocate import Candidate, Choices, Plans, frontier, predicted_loss, predicted_ms
+from onnx_lowrank.allocate import Choices, Plans, frontier, predicted_loss, predicted_ms
 from onnx_lowrank.blame import explained
 from onnx_lowrank.candidates import fitting
 from onnx_lowrank.knapsack import settle
@@ -18,15 +18,13 @@ from onnx_lowrank.mixed import timed_choices
 from onnx_lowrank.plan import Decision, Plan, Refit
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.prediction import whole_key
-from onnx_lowrank.probe import Probes
+from onnx_lowrank.probing import with_losses
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
 from onnx_lowrank.search import search
-from onnx_lowrank.sensitivity import floored, responses
 
 Decisions = tuple[Decision, ...]
 
-_PROBE_MACS = 2e12  # multiply-adds that all probes together may take: less than a minute of two cores
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
 _POLISH_ROUNDS = 2
 _CORRECTIONS = 4  # searches again with raised estimates
@@ -34,7 +32,7 @@ _CORRECTIONS = 4  # searches again with raised estimates
 
 def choose(run: Run) -> list[Choices]:
     """Every site's candidates with their measured times and estimated losses."""
-    return _with_losses(run, timed_choices(run))
+    return with_losses(run, timed_choices(run))
 
 
 def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | None = None) -> Plan:
@@ -87,57 +85,6 @@ def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | Non
     left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
     scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
-
-
-def _with_losses(run: Run, choices: list[Choices]) -> list[Choices]:
-    """Estimate every candidate's loss from probes of its site."""
-    asked = [c for c in choices if c.candidates or (c.timed and run.settings.policy != "knapsack")]
-    if not asked:
-        return choices
-    macs = max(measure.multiply_adds(dict(run.loaded.runs[0])), 1)
-    samples = int(np.clip(_PROBE_MACS / (macs * 2 * len(asked)), 3, 16))
-    probes = 2 if macs * 2 * len(asked) * samples <= 2 * _PROBE_MACS else 1
-    names = {c.dense.node for c in asked}
-    probed = Probes(run.loaded, [s for s in run.loaded.sites if s.name in names], run.fits, run.settings, samples)
-
-    def progress(done: int, total: int) -> None:
-        run.clock("probe", done, total)
-
-    baseline = run.settings.policy != "knapsack"
-    errors = [(c.dense.node, _probe_errors(run, c)) for c in asked if c.ranked or (c.timed and baseline)]
-    found = responses(errors, probed.loss, progress, probes=probes)
-    widths = [(c.dense.node, {k.rank: k.error for k in c.candidates if k.partner}) for c in asked]
-    reading = [(node, known) for node, known in widths if known and run.fits[node].narrow is not None]
-    layers = responses(reading, probed.narrow_loss, progress, probes=probes)
-    found, layers = floored(found), floored(layers)
-    run.probes = {
-        "sites": len(asked),
-        "runs": samples * sum(len(r.points) for r in (*found.values(), *layers.values())),
-        "samples": samples,
-        "not_linear": sorted({node for known in (found, layers) for node, r in known.items() if not r.linear}),
-    }
-
-    def weighted(node: str, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-        known = {False: found.get(node), True: layers.get(node)}
-        estimated = [(c, known[c.partner is not None]) for c in candidates]
-        return tuple(c if r is None else dataclasses.replace(c, loss=r.loss(c.error)) for c, r in estimated)
-
-    return [
-        dataclasses.replace(
-            c, candidates=weighted(c.dense.node, c.candidates), timed=weighted(c.dense.node, c.timed)
-        )
-        for c in choices
-    ]  # fmt: skip
-
-
-def _probe_errors(run: Run, choice: Choices) -> dict[int, float]:
-    """Local error by rank of the best low-rank map, over the range of errors that the site's candidates have."""
-    spectrum = run.fits[choice.dense.node].factorization
-    limit = max(k.error for k in choice.ranked or choice.timed)
-    ranks = range(1, min(choice.dense.shape))
-    errors = {rank: spectrum.relative(rank) for rank in ranks}
-    most = max(limit, min(errors.values(), default=0.0))
-    return {rank: error for rank, error in errors.items() if error <= most}
 
 
 def _reach(run: Run, choices: list[Choices]) -> Decisions:

@@ -28,7 +28,7 @@ from onnx_lowrank.sites import Keep, Site, Why
 from onnx_lowrank.vocabulary import table_rows
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, the steps done and the steps in all."""
+"""Called with the stage, the steps done and the steps in all; its cost may follow the name, `probe: …`."""
 
 
 @dataclasses.dataclass(frozen=True)

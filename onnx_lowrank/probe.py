@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,11 @@ class Probes:
 
     Args:
         sites: those that may be probed.
-        samples: how many calibration samples.
+        samples: how many calibration samples, at most.
+
+    Attributes:
+        samples: how many there are.
+        seconds: what the original took for one of them, in the session of the probes.
     """
 
     def __init__(self, loaded: Loaded, sites: Sequence[Site], fits: Fits, settings: Settings, samples: int) -> None:
@@ -41,7 +46,10 @@ class Probes:
         model = with_outputs(_overridable(graph.commit(), self._names), loaded.graph.smooth_outputs())
         self._session = Session(model, provider=settings.provider, threads=0, folder=loaded.file.folder)
         chosen = list(itertools.islice(loaded.calibration, samples))
+        began = time.perf_counter()
         self._references = References(self._session, chosen, RelativeLoss)
+        self.samples = self._references.count
+        self.seconds = (time.perf_counter() - began) / max(self.samples, 1)
 
     def loss(self, node: str, rank: int) -> float:
         """Loss of the outputs when one site is the best approximation of that rank."""

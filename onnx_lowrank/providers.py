@@ -66,8 +66,9 @@ class Provider(str):
 
     @property
     def short(self) -> str:
-        """`cuda` for `CUDAExecutionProvider`."""
-        return next((short for short, full in PROVIDERS.items() if self in (short, full)), str(self).lower())
+        """`cuda` for `CUDAExecutionProvider`; the full name of a provider that has no short one here."""
+        names = PROVIDERS.items()
+        return next((short for short, full in names if self.lower() in (short, full.lower())), str(self))
 
     @property
     def on_device(self) -> bool:

@@ -42,14 +42,14 @@ class Clock:
         self._progress, self._stage, self._since = progress, "", time.perf_counter()
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, cost: str = "") -> None:
         now = time.perf_counter()
         if self._stage:
             self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 3)
         if stage != self._stage:
             give_back()
         self._stage, self._since = stage, now
-        self._progress(stage, done, total)
+        self._progress(f"{stage}: {cost}" if cost else stage, done, total)
 
 
 @dataclasses.dataclass

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 TARGETS = (0.01, 0.08)
 """Errors of the site's own output at which it is probed, where such ranks exist."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 _LINEAR = 1.5  # the two slopes may differ by this factor before a third probe is made
 _LEAST = 1e-3  # of the median slope
@@ -39,8 +43,13 @@ class Response:
         slopes = [loss / error for error, loss in self.points if error > 0]
         return not slopes or max(slopes) <= _LINEAR * max(min(slopes), 1e-300)
 
+    @property
+    def checked(self) -> bool:
+        """Whether `linear` says anything: one probe is always on a straight line."""
+        return len(self.points) > 1
 
-def floored(found: Mapping[str, Response]) -> dict[str, Response]:
+
+def floored(found: Mapping[Key, Response]) -> dict[Key, Response]:
     """Responses of sites whose error shows on no probed sample, raised to a small share of the median site's.
 
     Few samples may exercise few of a site's outputs; an error that reaches the model's outputs not at all is not to be
@@ -67,35 +76,50 @@ def probe_ranks(errors: Mapping[int, float], probes: int) -> tuple[int, ...]:
     return tuple(sorted(set(nearest)))
 
 
-def responses(
-    sites: Sequence[tuple[str, Mapping[int, float]]],
-    loss_of: Callable[[str, int], float],
-    progress: Callable[[int, int], None],
-    *,
-    probes: int = 2,
-) -> dict[str, Response]:
-    """Probe every site alone; where two probes disagree with a straight line, a third between them.
+def spare_probes(sites: int, curves: int, most: int) -> int:
+    """Probes beyond the first of each curve: two for everyone where all sites can have a second, else what is left.
 
     Args:
-        sites: name, and relative local error by rank; only ranks that may be chosen.
-        loss_of: measured loss of the model with one site at one rank.
-        progress: called with (sites done, sites).
-        probes: first probes a site, 1 or 2.
+        curves: a site has one for its ranks and, at the end of a hidden layer, one for the widths of that.
+        most: probes that the budget holds.
     """
-    found: dict[str, Response] = {}
-    for done, (name, errors) in enumerate(sites):
-        progress(done, len(sites))
-        points = {rank: loss_of(name, rank) for rank in probe_ranks(errors, probes)}
-        response = _response(errors, points)
-        if response is not None and not response.linear:
-            between = _between(errors, list(points))
-            if between is not None:
-                points[between] = loss_of(name, between)
-                response = _response(errors, points)
+    return 2 * curves if 2 * sites <= most else max(most - curves, 0)
+
+
+def responses(
+    curves: Sequence[tuple[Key, Mapping[int, float]]],
+    loss_of: Callable[[Key, int], float],
+    progress: Callable[[int, int], None],
+    *,
+    spare: int,
+) -> dict[Key, Response]:
+    """Probe every curve alone: twice while probes are spare, and where the two are not on a line, between them.
+
+    Args:
+        curves: whose it is, and relative local error by rank; only ranks that may be chosen. The first ones get the
+            spare probes.
+        loss_of: measured loss of the model with one site at one rank.
+        progress: called with (curves done, curves).
+        spare: probes beyond the first of each curve, at most.
+    """
+    found: dict[Key, Response] = {}
+    for done, (key, errors) in enumerate(curves):
+        progress(done, len(curves))
+        response = _probed(errors, functools.partial(loss_of, key), spare)
         if response is not None:
-            found[name] = response
-    progress(len(sites), len(sites))
+            found[key] = response
+            spare -= len(response.points) - 1
+    progress(len(curves), len(curves))
     return found
+
+
+def _probed(errors: Mapping[int, float], loss_of: Callable[[int], float], spare: int) -> Response | None:
+    points = {rank: loss_of(rank) for rank in probe_ranks(errors, 2 if spare > 0 else 1)}
+    response = _response(errors, points)
+    if response is None or response.linear or len(points) > spare:
+        return response
+    between = _between(errors, list(points))
+    return response if between is None else _response(errors, {**points, between: loss_of(between)})
 
 
 def _response(errors: Mapping[int, float], losses: Mapping[int, float]) -> Response | None:

@@ -39,7 +39,8 @@ def show(report: Json, *, quiet: bool = False, console: Console | None = None) -
     for warning in verdicts.warnings(report):
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     said = verdicts.verdict(report)
-    console.print(f"{said.headline}. {said.figures}", style="bold", soft_wrap=True)
+    style = "bold red" if said.tone == "bad" else "bold"
+    console.print(f"{said.headline}. {said.figures}", style=style, soft_wrap=True)
     console.print(said.where, soft_wrap=True)
 
 

@@ -43,6 +43,26 @@ def right_edges(ms: Mapping[int, float], noise: float) -> dict[int, float]:
     return dict(sorted(kept.items()))
 
 
+def eligible(ms: Mapping[tuple[int, ...], float], noise: float) -> set[tuple[int, ...]]:
+    """The sizes of one kind that may be chosen: those of one rank at right edges.
+
+    Of several ranks, all but those that are no faster than one as large in every rank: which of two other pairs takes
+    more multiply-adds, and so is behind the other one, only the geometry tells.
+
+    Args:
+        ms: milliseconds by ranks.
+        noise: fraction within which two times are equal.
+    """
+    if all(len(size) == 1 for size in ms):
+        return {(rank,) for rank in right_edges({size[0]: time for size, time in ms.items()}, noise)}
+
+    def behind(size: tuple[int, ...]) -> bool:
+        larger = (other for other in ms if other != size and all(a >= b for a, b in zip(other, size, strict=True)))
+        return any(ms[other] <= ms[size] for other in larger)
+
+    return {size for size in ms if not behind(size)}
+
+
 def refine(ms: Mapping[int, float], dense: float, noise: float, allowed: Iterable[int]) -> tuple[int, ...]:
     """Ranks to time next: multiples of 16 where the curve rises steeply behind an edge.
 

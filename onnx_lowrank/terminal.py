@@ -23,10 +23,10 @@ from rich.table import Table
 from onnx_lowrank import fourways, views
 from onnx_lowrank.cache import Entry
 from onnx_lowrank.fragment import size_text
-from onnx_lowrank.latency import CONTROL, DENSE
+from onnx_lowrank.latency import CONTROL, DENSE, noise_of
 from onnx_lowrank.prepare import Progress as Tick
 from onnx_lowrank.report import Report
-from onnx_lowrank.staircase import right_edges
+from onnx_lowrank.staircase import eligible
 
 _STAGES = {
     "read": "read the model, run one sample",
@@ -67,9 +67,11 @@ def progress(hidden: bool) -> Iterator[Tick]:
         tasks: dict[str, TaskID] = {}
 
         def tick(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+            name, _, cost = stage.partition(": ")
+            title = _STAGES.get(name, name) + (f"\n  {cost}" if cost else "")
+            if name not in tasks:
+                tasks[name] = bars.add_task(title, total=total)
+            bars.update(tasks[name], description=title, completed=done, total=total)
 
         yield tick
 
@@ -152,12 +154,11 @@ def _show_staircases(console: Console, report: Report) -> None:
     for key, row in sorted(rows, key=lambda item: -item[1][DENSE])[:_STAIRCASES]:
         console.print(f"{key}: dense {row[DENSE]:.2f} ms", style="bold")
         for kind in dict.fromkeys(label.split()[0] for label in row if label not in (DENSE, CONTROL)):
-            sizes = sorted((_ranks(label), label.split()[1]) for label in row if label.split()[0] == kind)
-            names = [name for _, name in sizes]
-            ms = {step: row[f"{kind} {name}"] for step, name in enumerate(names)}
-            edges = right_edges(ms, 0.01)
-            steps = " ".join(f"{names[step]}:{time:.2f}" for step, time in edges.items())
-            never = " ".join(f"{names[step]}:{ms[step]:.2f}" for step in sorted(ms) if step not in edges)
+            ms = {_ranks(label): time for label, time in row.items() if label.split()[0] == kind}
+            edges = eligible(ms, noise_of(row))
+            named = [(size, f"{size_text(*size)}:{ms[size]:.2f}") for size in sorted(ms)]
+            steps = " ".join(text for size, text in named if size in edges)
+            never = " ".join(text for size, text in named if size not in edges)
             console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnx_lowrank import figures
 from onnx_lowrank.labels import file_names
+from onnx_lowrank.providers import Provider
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,37 @@ class Speedup:
 
 
 @dataclasses.dataclass(frozen=True)
+class Way:
+    """All that two timings must share to be of the same thing; `options` is None where a report does not tell them."""
+
+    provider: str
+    options: tuple[tuple[str, str], ...] | None
+    threads: Any
+    clock: str
+    shape: tuple[tuple[str, tuple[Any, ...]], ...]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Way:
+        """Of a latency entry, or of one of `configurations`, which has no clock."""
+        provider = Provider(str(entry.get("provider") or "cpu")).short
+        given = entry.get("provider_options", {} if provider == "cpu" else None)
+        return cls(
+            provider=provider,
+            options=None if given is None else tuple(sorted((str(k), str(v)) for k, v in given.items())),
+            threads=entry.get("threads"),
+            clock=str(entry.get("clock") or ""),
+            shape=tuple(sorted((str(name), tuple(dims)) for name, dims in (entry.get("shape") or {}).items())),
+        )
+
+    @property
+    def name(self) -> str:
+        """Everything in words: `cuda (use_tf32=0), 1 thread, wall time, x 1×3×224×224`."""
+        options = " ".join(f"{key}={value}" for key, value in self.options or ())
+        provider = f"{self.provider} ({options})" if options else self.provider
+        return ", ".join(part for part in (provider, how(self.threads, self.clock), shapes(dict(self.shape))) if part)
+
+
+@dataclasses.dataclass(frozen=True)
 class Timing:
     """Models that were timed turn about: their statistics, the ratio of each to the first, the A/A control."""
 
@@ -35,6 +67,7 @@ class Timing:
     stats: tuple[Mapping[str, Any], ...]
     ratios: tuple[Speedup, ...]
     control: Speedup | None
+    way: Way
     transfers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -88,19 +121,22 @@ def _entry(row: Mapping[str, Any], way: int) -> Mapping[str, Any]:
 
 def _titles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Threads and clock of each entry; provider and shapes too where they differ."""
-    shapes = [_inputs(e) for e in entries]
+    sizes = [shapes(e.get("shape") or {}) for e in entries]
     providers = [str(e.get("provider") or "") for e in entries]
     titles = []
-    for entry, shape, provider in zip(entries, shapes, providers, strict=True):
+    for entry, shape, provider in zip(entries, sizes, providers, strict=True):
         parts = [how(entry.get("threads"), entry.get("clock"))]
         parts += [provider] if len(set(providers)) > 1 else []
-        parts += [shape] if len(set(shapes)) > 1 else []
+        parts += [shape] if len(set(sizes)) > 1 else []
         titles.append(", ".join(part for part in parts if part))
     return titles
 
 
-def _inputs(entry: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {figures.dims(dims)}" for name, dims in (entry.get("shape") or {}).items())
+def shapes(known: Mapping[str, Any], most: int | None = None) -> str:
+    """Inputs with their shapes: `x 1×3×224×224`; those after the first `most` are counted."""
+    parts = [f"{name} {figures.dims(dims)}" for name, dims in known.items()]
+    left = len(parts) - (len(parts) if most is None else most)
+    return ", ".join([*parts[:most], f"and {left} more"] if left > 0 else parts)
 
 
 def model_names(report: Mapping[str, Any]) -> list[str]:
@@ -115,11 +151,12 @@ def _timing(
     ends = first.get("aa_ratio_ci")
     return Timing(
         title=title,
-        inputs=_inputs(first),
+        inputs=shapes(first.get("shape") or {}),
         names=names,
         stats=(first.get("before") or {}, *(e.get("after") or {} for e in entries)),
         ratios=tuple(s for s in speedups if s),
         control=_speedup("A/A control", first.get("aa_ratio", _middle(ends)), ends),
+        way=Way.of(first),
         transfers=first.get("transfers") or {},
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,25 +50,40 @@ NewLoss = Callable[[Sequence[str]], Loss]
 
 
 class References:
-    """Outputs of the original model on the held-out samples, kept on disk so that memory does not grow."""
+    """Outputs of the original model on the held-out samples, kept on disk so that memory does not grow.
+
+    `fingerprint` is a hash of the samples: names, types, shapes and values of all inputs in their order.
+    """
 
     def __init__(self, session: Session, samples: Iterable[Feed], new_loss: NewLoss) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="onnx-lowrank-")
         self._samples, self._new_loss = samples, new_loss
+        self._kept: Callable[[Feed], bool] = lambda _: True
         self.outputs = session.output_names
         self.count = 0
+        counted = hashlib.sha256()
         for sample in samples:
+            _count(counted, sample)
             outputs = session.run(sample)
             np.savez(self._path(self.count), *[np.asarray(y) for y in outputs])
             self.count += 1
+        self.fingerprint = counted.hexdigest()
 
     def _path(self, index: int) -> Path:
         return Path(self._folder.name) / f"{index}.npz"
 
     def __iter__(self) -> Iterator[tuple[Feed, list[Any]]]:
         for index, sample in enumerate(self._samples):
+            if not self._kept(sample):
+                continue
             with np.load(self._path(index), allow_pickle=True) as stored:  # our own file; strings are objects
                 yield sample, [stored[name] for name in stored.files]
+
+    def only(self, keep: Callable[[Feed], bool]) -> References:
+        """The same without the samples that `keep` is false for; `count` and `fingerprint` are still those of all."""
+        view = copy.copy(self)
+        view._kept = keep
+        return view
 
     def loss(self, session: Session, more: Feed | None = None) -> Loss:
         """Loss of another model on the same samples; outputs are matched by name.
@@ -78,3 +95,11 @@ class References:
         for sample, reference in self:
             counted.add(reference, session.run({**sample, **(more or {})}, self.outputs))
         return counted
+
+
+def _count(hashed: Any, sample: Feed) -> None:
+    """Take a sample into a hash."""
+    for name, value in sorted(sample.items()):
+        array = np.asarray(value)
+        hashed.update(f"{name} {array.dtype} {array.shape} ".encode())
+        hashed.update(repr(array.tolist()).encode() if array.dtype.kind in "OUS" else array.tobytes())

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnx_lowrank import figures
-from onnx_lowrank.timings import how, is_analysis, model_names, timings
+from onnx_lowrank import figures, regressions
+from onnx_lowrank.timings import Timing, how, is_analysis, model_names, shapes, timings
 from onnx_lowrank.views import Column, Table, model_ms, number, saved, words
 
 Json = Mapping[str, Any]
+_INPUTS = 3  # named in the verdict; the rest are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,28 +89,45 @@ def metric_of(report: Json) -> str:
 
 def _of_comparison(report: Json) -> Verdict:
     timed = timings(report)
-    ratios = timed[0].ratios if timed else ()
-    names = model_names(report)
-    subject = " · ".join(names)
-    threads = how(report.get("threads"))
+    tone, headline, line = _fastest(report, timed)
+    if worse := regressions.bad(report.get("change") or {}):
+        against = _name(report["change"].get("against"))
+        more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
+        line = " · ".join(part for part in (headline, line) if part)
+        tone, headline = "bad", f"Worse than {against}: {regressions.said(worse[0], briefly=True)}{more}"
+    return Verdict("comparison", tone, " · ".join(model_names(report)), headline, line, _compared_where(report, timed))
+
+
+def _fastest(report: Json, timed: list[Timing]) -> tuple[str, str, str]:
+    """Tone, headline and figures of the first way of timing, with the loss of the model that is named."""
+    if not timed or not timed[0].ratios:
+        return "plain", "No two models could be timed", ""
+    names, best = model_names(report), max(timed[0].ratios, key=lambda r: r.value)
+    first = timed[0].names[0]
+    line = f"{best.name}: {best.text}"
+    if best.low > 1:
+        tone, headline = "good", f"{best.name}: {figures.ratio(best.value)} faster"
+        line = f"95 % interval {figures.interval((best.low, best.high))}"
+    elif best.high < 1:
+        tone, headline = "plain", f"{first} is the fastest"
+        line = f"Next {best.name} at {best.text}"
+    else:
+        tone, headline = "plain", "No speed difference shown"
+    loss = dict(zip(names, (row.get("loss") for row in report["models"]), strict=True)).get(best.name)
+    if figures.finite(loss):
+        line += f" · its outputs differ from those of {first} by {figures.short(loss, 2)} ({metric_of(report)})"
+    return tone, headline, line
+
+
+def _compared_where(report: Json, timed: list[Timing]) -> str:
+    """Provider, threads and shapes of the first way of timing, how many more there are, the machine and the data."""
     environment = report.get("environment") or {}
     machine = ", ".join(str(environment[k]) for k in ("processor", "runtime") if environment.get(k))
+    way = [str(report.get("provider")), how(report.get("threads"))]
+    way += [shapes(dict(timed[0].way.shape), _INPUTS)] if timed else []
+    ways = f", the first of {len(timed)} ways" if len(timed) > 1 else ""
     data = _data(report.get("samples"), report.get("data"), "samples")
-    where = f"{report.get('provider')}, {threads} · {machine} · loss measured on {data}"
-    if not ratios:
-        return Verdict("comparison", "plain", subject, "No two models could be timed", "", where)
-    best = max(ratios, key=lambda r: r.value)
-    line = f"95 % interval {figures.interval((best.low, best.high))}"
-    losses = {n: row.get("loss") for n, row in zip(names, report["models"], strict=True)}
-    if figures.finite(losses.get(best.name)):
-        gap = figures.short(losses[best.name], 2)
-        line += f" · its outputs differ from the first model's by {gap} ({metric_of(report)})"
-    if best.low > 1:
-        return Verdict("comparison", "good", subject, f"{best.name}: {figures.ratio(best.value)} faster", line, where)
-    if best.high < 1:
-        headline = f"{timed[0].names[0]} is the fastest"
-        return Verdict("comparison", "plain", subject, headline, f"Next {best.name} at {best.text}", where)
-    return Verdict("comparison", "plain", subject, "No speed difference shown", f"{best.name}: {best.text}", where)
+    return f"{', '.join(part for part in way if part)}{ways} · {machine} · loss measured on {data}"
 
 
 def warnings(report: Json) -> list[str]:

@@ -6,8 +6,9 @@
 
 Add, Sub, Mul, Div with constants, and norms behind the convolution; any number of axes and groups, depthwise ones too.
 The multiply-adds stay, and passes over memory go: a tenth of the time of PP-OCR's models (decision 074).
-Left alone: a norm alone behind a convolution, which the runtime folds itself; a weight that others read, that is an
-output or may be overridden; operands that broadcast; c ÷ x; products that the type of the weight cannot hold.
+Left alone: a norm alone behind a convolution, which the runtime folds itself; a BatchNormalization before one; a weight
+that others read, that is an output or may be overridden; operands that broadcast; c ÷ x; products that the type of the
+weight cannot hold.
 """
 
 from __future__ import annotations

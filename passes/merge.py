@@ -8,14 +8,16 @@
 
 Norms and biases that the sites have folded in go along. A stride of the second one multiplies into the first.
 Left alone (`Apart`): t that anything else reads or that leaves the graph, groups, batches and ConvTransposes, two k×k
-kernels, a bias that pads would cut off, a product with entries that its type cannot hold, products that cost no less.
+kernels, a bias that pads would cut off, a product with entries that its type cannot hold, products that cost no less:
+by measured time, which takes a product with up to `MOST` times the multiply-adds too (factors that are slower than the
+dense weight they stand for); by multiply-adds where no time is known.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from onnx_lowrank.passes.fold import only_reader
 from onnx_lowrank.sites import Geometry, Site
 
 MERGE = "merge"
+MOST = 1.5
+"""Times the multiply-adds and the entries of the pair that a product which has more may have, however fast it is."""
 
 
 class Apart(enum.Enum):
@@ -50,6 +54,17 @@ class Merge:
     macs_before: int
     macs_after: int
 
+    @property
+    def is_cheaper(self) -> bool:
+        """Whether the product has fewer multiply-adds."""
+        return self.macs_after < self.macs_before
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the product has at most `MOST` times the multiply-adds and the entries."""
+        entries = self.first.weight.size + self.second.weight.size
+        return self.macs_after <= MOST * self.macs_before and self.product.weight.size <= MOST * entries
+
     def patch(self) -> Patch:
         """Both sites as one node, which has the name of the second."""
         made = _dense(self.product)
@@ -72,12 +87,15 @@ class Merge:
         return _dense(self.product)
 
 
-def merges(graph: Graph, sites: Sequence[Site], macs: Mapping[str, int]) -> Iterator[Merge | tuple[Site, Site, Apart]]:
+def merges(
+    graph: Graph, sites: Sequence[Site], macs: Mapping[str, int], wanted: Callable[[Merge], bool]
+) -> Iterator[Merge | tuple[Site, Site, Apart]]:
     """The pairs of neighbours, each with its product or the reason why it has none; no site in two of them.
 
     Args:
         sites: with the shapes that a run has shown.
         macs: multiply-adds of each site in that run.
+        wanted: whether a product takes the place of its pair; one that does not leaves both to other neighbours.
     """
     at = {site.nodes[0]: site for site in sites}
     taken: set[str] = set()
@@ -92,11 +110,12 @@ def merges(graph: Graph, sites: Sequence[Site], macs: Mapping[str, int]) -> Iter
             continue
         before = macs[first.name] + macs[second.name]
         after = macs[second.name] // second.weight.size * found.weight.size
-        if after >= before:
+        one = Merge(first, second, found, before, after)
+        if not wanted(one):
             yield first, second, Apart.COST
             continue
         taken |= {first.name, second.name}
-        yield Merge(first, second, found, before, after)
+        yield one
 
 
 def product(first: Site, second: Site) -> Site | Apart:

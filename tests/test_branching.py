@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +102,29 @@ def test_a_sum_of_terms_is_found_whatever_the_order_and_the_mixing_of_channels(g
     assert found < plain / 10
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_sum_of_terms_that_see_uncorrelated_channels_is_exact(groups: int) -> None:
+    """Where terms neither read nor write in common, the first ones' power is the largest, and the HOSVD finds each.
+
+    What is common is judged in the metric of the data: the channels are correlated, and the terms read directions that
+    are white in it.
+    """
+    rng = np.random.default_rng(1)
+    rotation, powers = np.linalg.qr(rng.standard_normal((16, 16)))[0], np.geomspace(4, 0.05, 16)
+    covariance = np.kron(rotation * powers @ rotation.T, np.eye(9))
+    unwhitened = rotation / np.sqrt(powers) @ rotation.T
+    mixing = np.linalg.qr(rng.standard_normal((16, 8)))[0].T @ unwhitened
+    core = spread(rng.standard_normal((8, 8 // groups * 9)), groups)
+    last = np.linalg.qr(rng.standard_normal((24, 8)))[0] * np.repeat(4.0 ** -np.arange(groups), 8 // groups)
+    weight = last @ np.einsum("rsj,sc->rcj", core.reshape(8, 8, 9), mixing).reshape(8, 144)
+    nested = separable(weight, covariance, np.zeros(144), 9, 10**6, 8)
+    found = branched(nested, 8, 8, groups, 8)
+    assert found.relative < 3e-7  # the ridge of the nested fit, and single precision
+    made = (found.last @ spread(found.core, groups)).reshape(24, 8, 9)
+    made = np.einsum("nsj,sc->ncj", made, found.first).reshape(24, 144)
+    assert np.abs(made - weight).max() < 1e-3 * np.abs(weight).max()
+
+
 def blocks_of_tucker(nested: Separable, rank: int, inner: int, groups: int) -> float:
     """The relative error when only the diagonal blocks of tucker's core are kept, as in the paper; corrected alike."""
     width = nested.mean.shape[1]
@@ -119,6 +144,20 @@ def test_it_lies_between_tucker_and_the_blocks_of_its_core(kind, rank, inner) ->
     assert found < 0.8 * blocks_of_tucker(nested, rank, inner, kind.terms)
     if kind.filters(CONV, rank, inner) == inner:  # within the same filters, nothing is closer than the full core
         assert found >= nested.errors([inner], [rank])[0, 0] - 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("groups", "ranks", "inners"), [(2, (2, 4, 8, 12, 16), (2, 4, 6, 8)), (4, (4, 8, 16), (4, 8))])
+def test_more_of_either_rank_alone_is_closer(groups: int, ranks: Any, inners: Any, seed: int) -> None:
+    """But for a little: alternating ends where it started best, not always at the best of all."""
+    x, weight = given(CONV, seed)
+    nested, _ = fitted(CONV, x, weight)
+    for inner in inners[:2]:
+        errors = [branched(nested, rank, inner, groups, 8).relative for rank in ranks]
+        assert all(after <= 1.02 * before for before, after in itertools.pairwise(errors))
+        assert errors[-1] < 0.9 * errors[0]
+    errors = [branched(nested, 8, inner, groups, 8).relative for inner in inners]
+    assert all(after < before for before, after in itertools.pairwise(errors))
 
 
 def test_more_channels_between_are_closer() -> None:

@@ -1,4 +1,4 @@
-"""A model in which only neighbours can be multiplied: written, because it is measured to be faster, and replayed."""
+"""Models in which only neighbours can be multiplied: written, because they are measured to be faster, and replayed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 
+from onnx_lowrank import outcome
+from onnx_lowrank.latency import write_table
 from onnx_lowrank.pipeline import apply, optimize
+from tests.races import FASTER, answering
 
 
-def save_pair(path: Path) -> None:
+def save_pair(path: Path, between: int = 1024) -> None:
     """Two MatMuls of full rank through a wide tensor, whose product has a sixteenth of the multiply-adds."""
     rng = np.random.default_rng(0)
-    weights = {"a": rng.standard_normal((128, 1024)) / 11, "b": rng.standard_normal((1024, 128)) / 32}
+    weights = {"a": rng.standard_normal((128, between)) / 11, "b": rng.standard_normal((between, 128)) / 32}
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["t"], name="wide"),
         helper.make_node("MatMul", ["t", "b"], ["y"], name="thin"),
@@ -45,5 +49,26 @@ def test_what_is_only_merged_is_written_and_replayed_to_the_same_bytes(tmp_path:
     rows = {row["node"]: row for row in report.details["profile"]}
     assert rows["wide"]["after_ms"] is None
     assert rows["thin"]["choice"] == "merge"
+    apply(report.plan, model, again, **where)
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_factors_that_are_slower_than_dense_are_composed_and_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through 48 of 128: the product has 1.33 times the multiply-adds of the factors that are in the model."""
+    monkeypatch.setattr(outcome, "measured", answering((None, FASTER)))
+    model, out, again = (tmp_path / name for name in ("m.onnx", "out.onnx", "again.onnx"))
+    save_pair(model, 48)
+    one, two = (f"MatMul {n} float32 x=512x{k} bias=0 right" for n, k in (("48x128", 128), ("128x48", 48)))
+    row = {f"merge {one} {two} 128x128 float32 x=512x128 bias=0 right": {"pair": 2.0, "dense": 1.0}}
+    write_table(tmp_path / "table.json", {"provider": "cpu", "threads": 1}, row)
+    where: dict[str, Any] = {"data": str(tmp_path / "m.npz"), "cache": tmp_path / "table.json"}
+    report = optimize(model, out, max_loss=1e-9, **where)
+    assert report.verdict.status == "optimized"
+    assert report.plan.merges == (("wide", "thin"),)
+    assert (report.before.parameters, report.after.parameters) == (2 * 128 * 48, 128 * 128)
+    assert report.verdict.loss < 1e-9
+    write_table(tmp_path / "table.json", {"provider": "cpu", "threads": 1}, {})
     apply(report.plan, model, again, **where)
     assert again.read_bytes() == out.read_bytes()

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_lowrank
-from onnx_lowrank import cache
+from onnx_lowrank import cache, probing
 from onnx_lowrank.errors import SettingsError, VerificationError
 from onnx_lowrank.latency import read_table
 from onnx_lowrank.report import Report
@@ -85,8 +85,21 @@ def test_the_goal_of_a_loss_is_used_up(home: Path) -> None:
     report = planned(home, max_loss=0.05)
     assert report
     assert 0.02 < report.verdict.loss <= 0.05
-    assert report.probes["sites"] == LAYERS
+    assert report.probes["sites"] == report.probes["checked"] == LAYERS
     assert any(point["loss"] is not None for point in report.frontier)
+
+
+def test_where_probes_are_dear_a_few_sites_are_checked_within_the_budget(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_MACS", 6.0 * LAYERS * WIDTH**2 * ROWS)  # four probes of three samples
+    stages: list[str] = []
+    report = planned(home, max_loss=0.05, progress=lambda stage, *_: stages.append(stage))
+    assert report
+    assert report.probes == {"sites": LAYERS, "checked": 1, "runs": 12, "samples": 3, "not_linear": []}
+    (told,) = {stage for stage in stages if stage.startswith("probe")}
+    assert told.startswith("probe: up to 12 runs on 3 samples, about ")
+    assert "probe" in report.seconds
 
 
 def test_within_the_loss_the_saved_file_is_measured_to_be_faster(home: Path) -> None:
@@ -186,6 +199,40 @@ def test_a_plan_is_replayed_on_a_sibling_of_another_type(home: Path) -> None:
     assert replayed
     kinds = {t.data_type for t in onnx.load(home / "wide-lr.onnx").graph.initializer}
     assert kinds == {onnx.TensorProto.DOUBLE}
+
+
+def alike(distance: float) -> list[npt.NDArray[np.float32]]:
+    """Weights whose first two outputs are alike but for a distance, and the last two: pivots amplify the rounding."""
+    found = weights(0)
+    for w in found:
+        for one, other in ((0, 1), (-1, -2)):
+            w[:, other] = w[:, one] + distance * w[:, other]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "distance", "holds"), [("svd", 2e-3, True), ("pivot", 1.0, True), ("pivot", 2e-3, False)]
+)
+def test_a_plan_on_a_float16_sibling_is_held_to_its_measured_loss(
+    home: Path, kind: str, distance: float, holds: bool
+) -> None:
+    """`optimize` takes few pivots in float16; those of a plan are replayed, and refused where rounding costs much."""
+    arrays = alike(distance)
+    model = save(home / "full.onnx", arrays)
+    half = save(home / "half.onnx", [w.astype(np.float16) for w in arrays], onnx.TensorProto.FLOAT16)
+    made: dict[str, Any] = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False}
+    report = onnx_lowrank.optimize(model, home / "full-lr.onnx", kinds=(kind,), max_loss=0.1, refit=False, **made)
+    data = [{"x": x} for x in np.load(home / "x.npz")["x"][:, None].astype(np.float16)]
+    assert {d.kind for d in report.plan.rewritten} == {kind}
+    out, limit = home / f"{kind}-{distance}-lr.onnx", 1.1 * report.verdict.loss
+    if not holds:
+        with pytest.raises(VerificationError, match=r"^the rewritten model has loss .*; nothing was written, run .*$"):
+            apply(report, half, out, data=data, max_loss=limit)
+        assert not out.exists()
+        return
+    replayed = apply(report, half, out, data=data, max_loss=limit)
+    assert replayed.verdict.loss == pytest.approx(report.verdict.loss, rel=0.01)
+    assert {t.data_type for t in onnx.load(out).graph.initializer} == {onnx.TensorProto.FLOAT16}
 
 
 def test_a_plan_that_does_not_hold_on_a_sibling_writes_nothing(home: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_lowrank.sensitivity import Response, floored, probe_ranks, responses
+from onnx_lowrank.sensitivity import Response, floored, probe_ranks, responses, spare_probes
 
 ERRORS = {8: 0.3, 16: 0.08, 24: 0.03, 32: 0.01, 64: 0.001}
 
@@ -16,7 +16,7 @@ def test_a_linear_model_of_the_loss_is_recovered_exactly() -> None:
         probed.append((node, rank))
         return {"a": 0.5, "b": 3.0}[node] * ERRORS[rank]
 
-    found = responses([("a", ERRORS), ("b", ERRORS)], loss_of, lambda *_: None)
+    found = responses([("a", ERRORS), ("b", ERRORS)], loss_of, lambda *_: None, spare=4)
     for node, slope in (("a", 0.5), ("b", 3.0)):
         assert found[node].linear
         for error in (0.0, 0.002, 0.01, 0.05, 0.4):
@@ -32,10 +32,41 @@ def test_where_a_line_does_not_hold_a_third_probe_lies_between() -> None:
         probed.append(rank)
         return ERRORS[rank] ** 2
 
-    response = responses([("a", ERRORS)], loss_of, lambda *_: None)["a"]
+    response = responses([("a", ERRORS)], loss_of, lambda *_: None, spare=4)["a"]
     assert probed == [16, 32, 24]
     assert not response.linear
     assert response.loss(0.03) == pytest.approx(0.03**2)
+
+
+@pytest.mark.parametrize(
+    ("sites", "curves", "most", "spare"),
+    [
+        (26, 30, 60, 60),  # a second for every site: a third, too, wherever it is wanted
+        (26, 30, 52, 60),
+        (26, 30, 37, 7),  # one for each curve, and what is left
+        (26, 30, 20, 0),  # one each, whatever it costs
+    ],
+)
+def test_probes_beyond_the_first_are_what_the_budget_leaves(sites: int, curves: int, most: int, spare: int) -> None:
+    assert spare_probes(sites, curves, most) == spare
+
+
+@pytest.mark.parametrize(
+    ("spare", "points", "checked"),
+    [(0, [1, 1, 1], 0), (1, [2, 1, 1], 1), (2, [3, 1, 1], 1), (3, [3, 2, 1], 2), (4, [3, 2, 2], 3), (6, [3, 2, 2], 3)],
+)
+def test_spare_probes_go_to_the_first_curves(spare: int, points: list[int], checked: int) -> None:
+    """The first is no line and takes a third, the others are."""
+    probed: list[str] = []
+
+    def loss_of(node: str, rank: int) -> float:
+        probed.append(node)
+        return ERRORS[rank] ** (2 if node == "a" else 1)
+
+    found = responses([(name, ERRORS) for name in "abc"], loss_of, lambda *_: None, spare=spare)
+    assert [probed.count(name) for name in "abc"] == points
+    assert sum(response.checked for response in found.values()) == checked
+    assert [name for name, response in found.items() if not response.linear] == (["a"] if checked else [])
 
 
 def test_one_probe_is_enough_where_no_more_are_asked_for() -> None:
@@ -44,7 +75,7 @@ def test_one_probe_is_enough_where_no_more_are_asked_for() -> None:
 
 def test_a_site_whose_ranks_are_all_exact_is_not_probed() -> None:
     assert probe_ranks({4: 0.0}, 2) == ()
-    assert responses([("a", {4: 0.0})], lambda *_: 1.0, lambda *_: None) == {}
+    assert responses([("a", {4: 0.0})], lambda *_: 1.0, lambda *_: None, spare=2) == {}
 
 
 def test_the_curve_goes_on_as_it_ends_and_starts_at_nothing() -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from onnx_lowrank.calibration import Fit, factors
-from onnx_lowrank.fragment import Kind, Split, split_width
+from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.fragment import Kind, Split, size_text, split_width
 from onnx_lowrank.latency import fragment_model
 from onnx_lowrank.linalg import Factorization
 from onnx_lowrank.passes.asym3d import ASYM3D
@@ -19,7 +20,9 @@ from onnx_lowrank.passes.dense import dense_fragment
 from onnx_lowrank.passes.spatial import SPATIAL
 from onnx_lowrank.passes.tucker import TUCKER
 from onnx_lowrank.patches import padding, sampled
+from onnx_lowrank.plan import Decision
 from onnx_lowrank.regression import JointMoments
+from onnx_lowrank.rewrite import check_matches
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.separable import Separable, separable
 from onnx_lowrank.sites import Geometry, Site
@@ -191,6 +194,19 @@ def test_the_error_at_every_pair_of_ranks_is_the_one_on_the_data(kind: Kind, geo
         assert min(measured, 1.0) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "geometry"), PAIRS)
+def test_both_ranks_full_are_the_convolution_itself(kind: Kind, geometry: Geometry) -> None:
+    x, weight, bias = data(geometry)
+    site, found = site_of(geometry, x, kind)
+    assert kind.inner_full is not None
+    parts = factors(site, found, kind, kind.full(geometry), kind.inner_full(geometry))
+    single = in_float32(geometry)
+    out = Session(fragment_model(kind.build(single, *parts), single)).run({"x": x.astype(np.float32)})[0]
+    y = convolved(geometry, x, weight, bias)
+    # As above: the square root of the ridge bounds the relative error, and rounding comes with it.
+    assert np.abs(out - y).max() <= (1e-3 + 1000 * EPS) * np.abs(y).max()
+
+
 @two_ranks
 @cases
 def test_the_error_never_rises_with_either_rank(kind: Kind, geometry: Geometry) -> None:
@@ -272,12 +288,24 @@ def test_a_site_without_output_has_no_error() -> None:
         Geometry("MatMul", 8, 8, "float32", True, 17),
         dataclasses.replace(PLAIN, kernel=(1, 1), inputs=5),
         dataclasses.replace(PLAIN, kernel=(3, 1), inputs=15),
+        dataclasses.replace(PLAIN, kernel=(1, 3), inputs=15),
         dataclasses.replace(PLAIN, kernel=(3,), inputs=15),
         dataclasses.replace(PLAIN, kernel=(3, 3, 3), inputs=135),
+        dataclasses.replace(PLAIN, groups=2),
     ],
+    ids=["MatMul", "1×1", "3×1", "1×3", "line", "volume", "grouped"],
 )
-def test_what_has_no_two_axes_is_left_alone(geometry: Geometry) -> None:
-    assert not SPATIAL.applies(geometry)
+@pytest.mark.parametrize("kind", [SPATIAL, ASYM3D], ids=lambda kind: kind.name)
+def test_what_has_no_two_axes_is_left_alone(kind: Kind, geometry: Geometry) -> None:
+    """And a plan that asks for it is refused in one line."""
+    inner = 0 if kind is SPATIAL else 1
+    assert kind.allows(PLAIN, 1, inner)
+    assert not kind.applies(geometry)
+    assert not kind.allows(geometry, 1, inner)
+    shape = (geometry.outputs, geometry.inputs)
+    site = Site("s", geometry, np.zeros(shape), np.zeros(geometry.outputs), "x", "y", (0,))
+    with pytest.raises(SettingsError, match=f"^node 's' cannot become {kind.name} at rank {size_text(1, inner)}$"):
+        check_matches([Decision("s", geometry.op, shape, kind.name, 1, inner=inner)], [site])
 
 
 def test_the_largest_rank_costs_less_than_dense() -> None:

@@ -148,6 +148,7 @@ LEVELS: Final[dict[str, int]] = {
     "input_fits": 6,
     "prepare": 6,
     "probe": 6,
+    "probing": 6,
     "reached": 6,
     "refit": 6,
     "repair": 6,

@@ -51,6 +51,7 @@ def _row(model: Path, limit: float, report: Report, fresh: Path) -> dict[str, An
         "speedup": verdict.speedup.value,
         "speedup_ci": [verdict.speedup.low, verdict.speedup.high],
         "aa_ratio_ci": aa,
+        "held_out": verdict.samples,
         "loss": verdict.loss,
         "loss_upper": verdict.loss_upper,
         "fresh_loss": lost,

@@ -31,6 +31,7 @@ def optimize(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
         "status": report["status"],
         "verdict": report["verdict"],
         "aa_ratio_ci": timed.get("aa_ratio_ci"),
+        "additivity": report["additivity"],
         "default_threads_ratio": report["latency"][1]["ratio"] if len(report["latency"]) > 1 else None,
         "before": {k: report["model"]["before"][k] for k in ("bytes", "parameters", "macs")},
         "after": {k: report["model"]["after"][k] for k in ("bytes", "parameters", "macs")},

@@ -26,9 +26,9 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def two_samples(_model: Path, *, fresh: bool = False) -> inputs.Inputs:
+def two_samples(_model: Path, *, count: int = 2, fresh: bool = False) -> inputs.Inputs:
     del fresh
-    return {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    return {"x": np.arange(3 * count, dtype=np.float32).reshape(count, 3)}
 
 
 @pytest.fixture
@@ -141,6 +141,14 @@ def test_missing_inputs_alone_are_made_again(tmp_path: Path, monkeypatch: pytest
     get("tiny", tmp_path).inputs.unlink()
     monkeypatch.setattr(packages, "pip_download", None)
     assert get("tiny", tmp_path).inputs.exists()
+
+
+@pytest.mark.usefixtures("fake")
+def test_as_many_samples_are_made_as_asked_for_and_none_are_replaced(tmp_path: Path) -> None:
+    assert np.load(get("tiny", tmp_path, samples=5).inputs)["x"].shape == (5, 3)
+    with pytest.raises(SettingsError, match=r"tiny.npz' exists; move it away to make 7 samples"):
+        get("tiny", tmp_path, samples=7)
+    assert np.load(get("tiny", tmp_path).inputs)["x"].shape == (5, 3)
 
 
 @pytest.mark.parametrize("field", ["wheel_sha256", "sha256"])

@@ -126,6 +126,7 @@ def test_what_can_be_taken_in_is(name: str) -> None:
 
 ALONE: dict[str, Chain] = {
     "a norm behind, which the runtime folds": Chain().conv().then("BatchNormalization", *np.ones((4, C))),
+    "a norm before": Chain().then("BatchNormalization", *np.full((4, C), 2.0)).conv(),
     "one shift before pads": Chain().step("Add").conv(**PADDED),
     "a shift before pads that a scale of zero hides": Chain()
     .step("Add").then("Mul", np.array([1.0, 0, 2, 3]).reshape(C, 1, 1)).step("Add").conv(**PADDED),

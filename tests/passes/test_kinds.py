@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import hypothesis
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import strategies as st
 
 from onnx_lowrank.fragment import Fragment, Kind, dtype_of
 from onnx_lowrank.latency import fragment_model
@@ -56,6 +58,7 @@ CASES = [
     for name, geometry in GEOMETRIES.items()
     if kind.applies(geometry)
 ]
+APPLYING = [(kind, geometry) for kind in LOW_RANK for geometry in GEOMETRIES.values() if kind.applies(geometry)]
 each = pytest.mark.parametrize(("kind", "geometry"), CASES)
 
 
@@ -78,8 +81,8 @@ def ran(fragment: Fragment, geometry: Geometry, x: npt.NDArray[Any]) -> npt.NDAr
     return flat(geometry, np.asarray(Session(fragment_model(fragment, geometry)).run({"x": x})[0]))
 
 
-def example(geometry: Geometry) -> Example:
-    rng = np.random.default_rng(0)
+def example(geometry: Geometry, seed: int = 0) -> Example:
+    rng = np.random.default_rng(seed)
     x = (rng.standard_normal(geometry.x_shape) + 0.5).astype(dtype_of(geometry))
     weight = rng.standard_normal((geometry.outputs, geometry.inputs))
     bias = rng.standard_normal(geometry.outputs) if geometry.bias else np.zeros(geometry.outputs)
@@ -109,6 +112,30 @@ def test_the_error_is_what_eckart_and_young_say(kind: Kind, geometry: Geometry, 
     bias = correct_bias(left, left.T, centre, centre + given.bias) if geometry.bias else given.bias
     measured = np.sum((ran(kind.build(geometry, left, right, bias), geometry, given.x) - given.y) ** 2) / len(linear)
     assert measured == pytest.approx(found.error(rank), rel=1e-4, abs=1e3 * EPS**2 * found.total)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(st.sampled_from(APPLYING), st.integers(0, 2**32 - 1))
+def test_more_rank_is_never_worse(case: tuple[Kind, Geometry], seed: int) -> None:
+    """On the inputs that were fitted to: what theory says of the error, and what the runtime makes of the fragment."""
+    kind, geometry = case
+    known = example(geometry, seed)
+    linear = known.y - known.bias
+    centre = linear.mean(axis=0) if geometry.bias else np.zeros(geometry.outputs)
+    found = factor_gram((linear - centre).T @ (linear - centre) / len(linear))
+    expected, errors = [], []
+    for rank in range(1, kind.full(geometry) + 1):
+        left, right = found.pair(known.weight, rank)
+        bias = correct_bias(left, left.T, centre, centre + known.bias) if geometry.bias else known.bias
+        amplified = max(float(np.abs(end_pivots(left)[2]).max(initial=0.0)), 1.0) if kind is PIVOT else 1.0
+        lost = ran(kind.build(geometry, left, right, bias), geometry, known.x) - known.y
+        expected.append(found.relative(rank))
+        errors.append(float(np.sum(lost**2)) / len(lost) / found.total)
+        rounding = (8 * EPS * amplified * (geometry.inputs + geometry.outputs)) ** 2
+        assert rank == 1 or errors[-1] <= errors[-2] * (1 + 1e-4) + rounding
+    assert expected == sorted(expected, reverse=True)
+    assert expected[-1] == pytest.approx(0, abs=1e-12)
+    assert errors[-1] <= rounding
 
 
 @each

@@ -216,7 +216,7 @@ def found_in(builder: Builder) -> list[Any]:
     known = read(builder.file(), [{"x": builder.x}])
     sites = [seen(site, known.runs) for site in known.found.sites]
     work = {s.name: measure.multiply_adds({s.nodes[0]: known.runs[0][s.nodes[0]]}) for s in sites}
-    return list(merges(known.graph, sites, work))
+    return list(merges(known.graph, sites, work, lambda one: one.is_cheaper))
 
 
 @pytest.mark.parametrize(("why", "builder"), APART, ids=[f"{i} {why.name}" for i, (why, _) in enumerate(APART)])

@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from onnx_lowrank import input_fits
 from onnx_lowrank.calibration import Fit, Fits
-from onnx_lowrank.chains import Chain, chain_after
+from onnx_lowrank.chains import Chain, chain_after, disjoint_chains
 from onnx_lowrank.errors import PassError, SettingsError
 from onnx_lowrank.files import read_model
 from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.narrow import Narrow
 from onnx_lowrank.passes.nystrom import narrow_positions
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import load
@@ -158,9 +160,10 @@ def test_a_fit_for_another_producer_is_refused(tmp_path: Path) -> None:
         rewritten(loaded.file, loaded.sites, swapped, narrower(loaded, 8))
 
 
-def test_a_full_layer_is_what_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [GELU, GEMM, CONV], ids=["gelu", "gemm", "conv"])
+def test_a_full_layer_is_what_it_was(tmp_path: Path, text: str) -> None:
     """At full width the fragment computes the same as the original."""
-    loaded, fits, data = calibrated(tmp_path, CONV)
+    loaded, fits, data = calibrated(tmp_path, text)
     model = rewritten(loaded.file, loaded.sites, fits, narrower(loaded, WIDTH))
     before, after = (Session(m).run(data[0])[0] for m in (loaded.file.model, model))
     assert np.allclose(before, after, rtol=1e-5, atol=1e-5 * np.abs(before).max())
@@ -168,3 +171,55 @@ def test_a_full_layer_is_what_it_was(tmp_path: Path) -> None:
     chain = chain_after(graph, loaded.sites[0], {s.nodes[0]: s for s in loaded.sites})
     assert isinstance(chain, Chain)
     assert len(narrow_positions(chain)) == len(loaded.file.model.graph.node)
+
+
+LAYERS = {
+    "2400 entries": ("Conv", (1200, 2, 1, 1), (3, 1200, 2, 1), True),
+    "2402 entries": ("Conv", (1201, 2, 1, 1), (3, 1201, 2, 1), False),
+    "2400 inputs": ("MatMul", (2, 2400), (2400, 3), True),
+    "2401 inputs": ("MatMul", (2, 2401), (2401, 3), False),
+    "a line, one tap": ("Conv", (8, 4, 3), (5, 8, 1), True),
+    "a line": ("Conv", (8, 4, 1), (5, 8, 3), False),
+    "a volume, one tap": ("Conv", (8, 4, 1, 1, 3), (5, 8, 1, 1, 1), True),
+    "a volume": ("Conv", (8, 4, 1, 1, 1), (5, 8, 1, 1, 3), False),
+}
+"""Operator, weights of the producer and of the reader of a layer, and whether it may become narrower."""
+
+
+@pytest.mark.parametrize(("op", "first", "second", "taken"), LAYERS.values(), ids=LAYERS)
+def test_a_layer_whose_reader_is_too_wide_or_no_image_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, first: Any, second: Any, taken: bool
+) -> None:
+    """It is a chain; but no order of its channels is looked for, and a plan for it is refused."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node(op, ["x", "w1"], ["y"]),
+        helper.make_node("Relu", ["y"], ["r"]),
+        helper.make_node(op, ["r", "w2"], ["z"]),
+    ]
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in (first, second)]
+    shape = (1, first[1], *(5,) * (len(first) - 2)) if op == "Conv" else (6, first[0])
+    values = [helper.make_tensor_value_info(*one) for one in (("x", 1, shape), ("z", 1, [None] * len(shape)))]
+    tensors = [numpy_helper.from_array(w, name) for w, name in zip(weights, ("w1", "w2"), strict=True)]
+    graph = helper.make_graph(nodes, "layer", values[:1], values[1:], tensors)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    settings = Settings(kinds=("nystrom",), cache=tmp_path)
+    loaded = load(path, [{"x": np.ones(shape, np.float32)} for _ in range(2)], settings, lambda *_: None)
+    assert len(disjoint_chains(loaded.graph, loaded.sites)) == 1
+    asked: list[str] = []
+
+    def ordered(*given: Any) -> Narrow:
+        producer, _, _, mean, taps = given
+        asked.append(producer)
+        channels = len(mean) // taps
+        return Narrow(producer, np.arange(channels), np.zeros(channels), np.zeros(0), mean, taps)
+
+    monkeypatch.setattr(input_fits, "narrowed", ordered)  # its time grows with the cube of the entries
+    fits = calibrate(loaded, settings, lambda *_: None)
+    producer, consumer = loaded.sites
+    assert asked == ([producer.name] if taken else [])
+    assert (fits[consumer.name].narrow is not None) is taken
+    if not taken:
+        with pytest.raises(PassError, match="without the other one"):
+            rewritten(loaded.file, loaded.sites, fits, narrower(loaded, 4))

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from onnx_lowrank.calibration import factorize, fitted
@@ -186,8 +188,8 @@ def test_it_stays_for_a_reason(change: dict[str, Any], why: Why) -> None:
     assert (found.sites, [keep.why for keep in found.kept]) == ((), [why])
 
 
-def batched(x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> tuple[onnx.ModelProto, Array]:
-    rng = np.random.default_rng(2)
+def batched(x_shape: tuple[int, ...], w_shape: tuple[int, ...], seed: int = 2) -> tuple[onnx.ModelProto, Array]:
+    rng = np.random.default_rng(seed)
     x = (rng.standard_normal(x_shape).cumsum(axis=-1) + 0.5).astype(np.float32)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mul")
     return model_of(node, x, {"w": rng.standard_normal(w_shape).astype(np.float32)}), x
@@ -226,6 +228,21 @@ def test_a_batch_of_matrices_has_the_error_of_each_at_one_rank(
         whole = dense_fragment(geometry, grouped_product(left, right, geometry.groups), bias)
         assert run(patched(model, site, whole), x) == pytest.approx(out, abs=1e-3)
     assert fit.factorization.error(5) == pytest.approx(0, abs=1e-9 * fit.factorization.total)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(list(BATCHES.values())), st.integers(0, 2**32 - 1))
+def test_more_rank_of_a_batch_is_never_worse(shapes: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
+    model, x = batched(*shapes, seed)
+    site, y = only_site(model, x), run(model, x)
+    kind, fit = next(k for k in KINDS if k.name == "svd"), fit_of(site, x, y)
+    expected = [fit.relative(rank) for rank in range(1, 6)]
+    parts = [fitted(site, fit, rank) for rank in range(1, 6)]
+    outs = [run(patched(model, site, kind.build(site.geometry, *part)), x) for part in parts]
+    errors = [float(np.sum((out - y) ** 2)) / float(np.sum(y.astype(np.float64) ** 2)) for out in outs]
+    assert expected == sorted(expected, reverse=True)
+    assert all(after <= before * (1 + 1e-4) + 1e4 * EPS**2 for before, after in itertools.pairwise(errors))
+    assert errors[-1] <= 1e4 * EPS**2
 
 
 def test_a_bias_behind_one_matrix_for_all_becomes_part_of_it() -> None:
