@@ -1,4 +1,4 @@
-"""Constants of a model: weights followed to their data through Constant, Identity, Transpose and Cast."""
+"""Constants of a model: weights followed to their data through nodes that turn, reshape or convert them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.files import read_tensor
-from onnx_lowrank.protos import BORDER, evaluated, plain_constant
+from onnx_lowrank.protos import BORDER, attribute, evaluated, plain_constant
 
-CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast")
-"""Operators through which a weight is followed to its data."""
+CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators through which a weight is followed to its data, which is their first input."""
+
+_INPUTS = {"Constant": (0,), "Reshape": (2,), "Squeeze": (1, 2), "Unsqueeze": (1, 2)}
+"""How many inputs they have, where it is not one."""
 
 
 def is_constant_op(node: onnx.NodeProto) -> bool:
@@ -23,7 +26,7 @@ def is_constant_op(node: onnx.NodeProto) -> bool:
 
 
 def _is_whole(node: onnx.NodeProto) -> bool:
-    return bool(node.output) and (node.op_type == "Constant" or len(node.input) == 1)
+    return bool(node.output) and len(node.input) in _INPUTS.get(node.op_type, (1,))
 
 
 class Constants:
@@ -41,16 +44,22 @@ class Constants:
         self.overridable = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
 
     def chain(self, tensor: str) -> list[str] | None:
-        """Names from a tensor back to its data through Identity, Transpose and Cast; None when it is computed."""
+        """Names from a tensor back to its data through `CONSTANT_OPS`; None when it is computed."""
         chain = [tensor]
         while chain[-1] not in self._initializers:
             node = self._nodes.get(chain[-1])
-            if node is None or len(chain) > 16:
+            if node is None or len(chain) > 16 or not all(map(self._is_given, node.input[1:])):
                 return None
             if node.op_type == "Constant":
                 return chain
             chain.append(node.input[0])
         return chain
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a tensor is stored as it is, and no caller can change it: the shape or the axes of a node."""
+        node = self._nodes.get(name)
+        stored = name in self._initializers or (node is not None and node.op_type == "Constant")
+        return stored and name not in self.overridable
 
     def overrides(self, tensor: str) -> bool:
         """Whether a caller can change a constant tensor, because it or what it comes from is also a graph input."""
@@ -68,7 +77,7 @@ class Constants:
         return stored or (node is not None and any(a.name == "sparse_value" for a in node.attribute))
 
     def value(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of a constant tensor, evaluated through Identity, Transpose and Cast; None when it is computed."""
+        """The value of a constant tensor, evaluated through `CONSTANT_OPS`; None when it is computed."""
         chain = self.chain(tensor)
         if chain is None:
             return None
@@ -78,10 +87,29 @@ class Constants:
         value = read_tensor(root, self._folder)
         try:
             for name in reversed(chain[:-1]):
-                value = evaluated(self._nodes[name], value)
-        except (ValueError, KeyError, TypeError):  # a `perm` or a `to` that does not fit: the runtime will say so
+                node = self._nodes[name]
+                value = evaluated(node, value, self._second(node))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+        ):  # a `perm` or a shape that does not fit: the runtime says so
             return None
         return value
+
+    def _second(self, node: onnx.NodeProto) -> npt.NDArray[Any] | None:
+        """The value of a node's second input; None where it has none."""
+        if len(node.input) < 2:
+            return None
+        name = node.input[1]
+        maker = self._nodes.get(name)
+        if name not in self._initializers and maker is not None and (ints := attribute(maker, "value_ints", None)):
+            return np.asarray(ints)
+        root = self._root_tensor(name)
+        if root is None:
+            raise ValueError("a shape that is not stored as a tensor")
+        return read_tensor(root, self._folder)
 
     def _root_tensor(self, name: str) -> onnx.TensorProto | None:
         initializer: onnx.TensorProto | None = self._initializers.get(name)

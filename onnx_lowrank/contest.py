@@ -105,7 +105,7 @@ def enter(paths: Sequence[Path], data: Any, settings: Settings, warnings: list[s
     for entrant in (e for e in entrants if e.error is None):
         try:
             session = Session(entrant.path, provider=settings.provider, threads=0)
-            source, feeds = _inputs(session, data, settings, warnings)
+            source, feeds = _inputs(session, data, settings, entrant.file, warnings)
             counter = new_loss(settings.metric, session.output_names, settings.output_weights)
             references = References(session, source, counter)
         except ModelError as fault:
@@ -133,20 +133,23 @@ def _with_path(entrant: Entrant) -> str:
     return f"{entrant.path}: {entrant.error}"
 
 
-def _inputs(session: Session, data: Any, settings: Settings, warnings: list[str]) -> tuple[Source, tuple[Feed, ...]]:
+def _inputs(
+    session: Session, data: Any, settings: Settings, file: ModelFile | None, warnings: list[str]
+) -> tuple[Source, tuple[Feed, ...]]:
     """The samples, and one feed for each set of shapes that the model accepts.
 
     Without data the samples are made up in all of these shapes that the model runs on, in turn.
     """
     if not settings.shapes:
-        return open_inputs(session, data, settings)
+        return open_inputs(session, data, settings, file)
     feeds: list[Feed] = []
     made: list[Source] = []
     refused: list[SettingsError] = []
     each = max(1, settings.samples // len(settings.shapes))
     for shapes in settings.shapes:
         try:
-            source, one = open_inputs(session, None, dataclasses.replace(settings, shapes=(shapes,), samples=each))
+            asked = dataclasses.replace(settings, shapes=(shapes,), samples=each)
+            source, one = open_inputs(session, None, asked, file)
         except SettingsError as fault:
             refused.append(fault)
             continue
@@ -156,7 +159,7 @@ def _inputs(session: Session, data: Any, settings: Settings, warnings: list[str]
         raise refused[0]
     warnings += [f"a shape was not timed: {fault}" for fault in refused]
     if data is not None:
-        return open_inputs(session, data, dataclasses.replace(settings, shapes=()))[0], tuple(feeds)
+        return open_inputs(session, data, dataclasses.replace(settings, shapes=()), file)[0], tuple(feeds)
     failing = _failing(session, feeds)
     return turn_about([s for s, feed in zip(made, feeds, strict=True) if _shapes(feed) not in failing]), tuple(feeds)
 

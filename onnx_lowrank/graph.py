@@ -110,7 +110,7 @@ class Graph:
         return [] if found is None else [self._position[id(node)] for node in found.outputs]
 
     def weight_readers(self, root: str) -> list[int]:
-        """Positions of the nodes that read a constant, itself or through Identity, Transpose and Cast.
+        """Positions of the nodes that read a constant, itself or through `CONSTANT_OPS`.
 
         A node that reads it twice counts twice. Whatever would keep the constant alive besides is there as -1: a graph
         output, or a chain that nothing reads.

@@ -19,11 +19,15 @@ Head = tuple[np.dtype[Any], tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """An input of the model; a str or None in `shape` is a dynamic dim."""
+    """An input of the model; a str or None in `shape` is a dynamic dim.
+
+    `rows` are those of the smallest table that it chooses rows of, 0 where that is not known.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
+    rows: int = 0
 
     def __str__(self) -> str:
         """`image (float32, n×3×h×w)`."""

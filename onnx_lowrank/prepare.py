@@ -25,6 +25,7 @@ from onnx_lowrank.reached import left_out, reachable, same_shape
 from onnx_lowrank.runtime import Feed, NodeRun, Session
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.sites import Keep, Site, Why
+from onnx_lowrank.vocabulary import table_rows
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the steps done and the steps in all; its cost may follow the name, `probe: …`."""
@@ -118,7 +119,7 @@ def _opening(file: ModelFile, source: Source, feeds: Sequence[Feed], settings: S
 def _tried(file: ModelFile, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:
     """What `open_inputs` gives, once the first sample has run; the session is gone before others are opened."""
     session = Session(file.path, provider=settings.provider, threads=settings.threads)
-    source, feeds = open_inputs(session, data, settings)
+    source, feeds = open_inputs(session, data, settings, file)
     _try(session, source)
     return source, feeds
 
@@ -134,16 +135,23 @@ def _try(session: Session, source: Source) -> None:
     except ModelError as fault:
         if not source.synthetic:
             raise
-        raise ModelError(f"{fault}; the inputs were made up: give --shape NAME:1,3,224,224 or real --data") from None
+        way = "real --data" if "out of data bounds" in str(fault) else "--shape NAME:1,3,224,224 or real --data"
+        raise ModelError(f"{fault}; the inputs were made up: give {way}") from None
 
 
-def open_inputs(session: Session, data: Any, settings: Settings) -> tuple[Source, tuple[Feed, ...]]:
+def open_inputs(
+    session: Session, data: Any, settings: Settings, file: ModelFile | None
+) -> tuple[Source, tuple[Feed, ...]]:
     """The samples, and the inputs of every timing.
+
+    Args:
+        file: what the session runs; its tables tell which ids there are.
 
     Raises:
         DataError, SettingsError: no samples, or data or shapes that do not fit the model.
     """
-    specs = [InputSpec(name, dtype, shape) for name, dtype, shape in session.inputs()]
+    rows = {} if file is None else table_rows(file.model)
+    specs = [InputSpec(name, dtype, shape, rows.get(name, 0)) for name, dtype, shape in session.inputs()]
     shapes = settings.shapes[0] if settings.shapes and data is None else None
     source = open_source(specs, data, limit=settings.samples, seed=settings.seed, shapes=shapes)
     first = next(iter(source), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -130,13 +131,30 @@ def plain_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return None
 
 
-def evaluated(node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The value of an Identity, Transpose or Cast node of a constant."""
-    if node.op_type == "Transpose":
-        return np.transpose(value, attribute(node, "perm", None))
-    if node.op_type == "Cast":
-        with np.errstate(over="ignore", invalid="ignore"):
-            return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
+def evaluated(node: onnx.NodeProto, value: npt.NDArray[Any], other: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """The value of a node that turns, reshapes or converts a constant.
+
+    Args:
+        other: the value of its second input, where it has one.
+    """
+    given = attribute(node, "axes", None) if other is None else np.atleast_1d(other).tolist()
+    axes = None if given is None else tuple(given)
+    match node.op_type:
+        case "Transpose":
+            return np.transpose(value, attribute(node, "perm", None))
+        case "Cast":
+            with np.errstate(over="ignore", invalid="ignore"):
+                return value.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to", 1)))
+        case "Flatten":
+            axis = attribute(node, "axis", 1)
+            return value.reshape(math.prod(value.shape[:axis]), -1)
+        case "Reshape":
+            keeps = not attribute(node, "allowzero", 0)
+            return value.reshape([value.shape[i] if keeps and size == 0 else size for i, size in enumerate(axes or ())])
+        case "Squeeze":
+            return np.squeeze(value, axes)
+        case "Unsqueeze":
+            return np.expand_dims(value, axes or ())
     return value
 
 

@@ -18,6 +18,7 @@ from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
 from onnx_lowrank.events import NUMBERED, kernel_times, node_runs
 from onnx_lowrank.events import NodeRun as NodeRun
+from onnx_lowrank.linked import followed
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
 from onnx_lowrank.scratch import scratch
@@ -31,6 +32,11 @@ _TYPES = {
     "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
     "tensor(bool)": "bool", "tensor(string)": "object",
 }  # fmt: skip
+
+_ESCAPES = (
+    "a data file is a link that leads out of the model's folder, and ONNX Runtime does not follow it; put the data "
+    "itself, or a hard link to it, beside the model"
+)
 
 
 def load() -> Any:
@@ -126,6 +132,7 @@ class Session:
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None and not isinstance(model, Path):  # a file has its data in its own folder
+            model, folder = followed(model, folder)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile_to is not None:
             options.enable_profiling = True
@@ -147,6 +154,8 @@ class Session:
             self._session = self._ort.InferenceSession(source, options, providers=chain, enable_fallback=0)
         except Exception as fault:  # the runtime's exceptions share no base class
             where = str(model) if isinstance(model, Path) else "the model"
+            if "escapes model directory" in str(fault):
+                raise ModelError(f"{where}: {_ESCAPES}") from None
             raise ModelError(f"{where}: ONNX Runtime cannot load it: {_one_line(fault)}") from None
         if chain[0][0] not in self._session.get_providers():
             raise RuntimeMissing(

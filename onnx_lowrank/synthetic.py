@@ -29,21 +29,15 @@ def samples(specs: Sequence[InputSpec], sizes: Mapping[str, tuple[int, ...]], se
         yield {spec.name: synthesize(spec, sizes[spec.name], rng) for spec in specs}
 
 
-def synthesize(
-    spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator, *, vocab_hint: int = _VOCABULARY
-) -> Array:
-    """One plausible array of `shape` for an input, chosen by its dtype, rank and name.
-
-    Args:
-        vocab_hint: ids are drawn from [0, min(vocab_hint, 1000)), and within what the dtype can hold.
-    """
+def synthesize(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """One plausible array of `shape` for an input, chosen by its dtype, rank, name and the rows of its table."""
     kind = spec.dtype.kind
     if kind in "OUS":
         return np.full(shape, "a", dtype=object)
     if kind == "b":
         return np.ones(shape, dtype=bool)
     if kind in "iu":
-        return _integers(spec, shape, rng, min(vocab_hint, _VOCABULARY))
+        return _integers(spec, shape, rng)
     if "mask" in spec.name.lower() and len(shape) < 4:
         return np.ones(shape, dtype=spec.dtype)
     return _noise(shape, _smooth_axes(spec), rng).astype(spec.dtype)
@@ -119,7 +113,7 @@ def _smooth_axes(spec: InputSpec) -> tuple[int, ...]:
     return (len(spec.shape) - 1,) if spec.shape else ()
 
 
-def _integers(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator, vocabulary: int) -> Array:
+def _integers(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     name = spec.name.lower()
     if name == "sr":
         return np.full(shape, min(_SAMPLE_RATE, np.iinfo(spec.dtype).max), dtype=spec.dtype)
@@ -128,10 +122,10 @@ def _integers(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator,
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype=spec.dtype)
     if "position" in name:
-        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype=spec.dtype)
+        return np.array(np.broadcast_to(np.arange(shape[-1]) % (spec.rows or shape[-1]), shape), dtype=spec.dtype)
     if _is_image(spec):
         return np.asarray(np.clip(128 + 48 * _noise(shape, _smooth_axes(spec), rng), 0, 255), dtype=spec.dtype)
-    top = min(vocabulary, int(np.iinfo(spec.dtype).max) + 1)
+    top = min(spec.rows or _VOCABULARY, _VOCABULARY, int(np.iinfo(spec.dtype).max) + 1)
     return rng.integers(0, max(top, 1), size=shape).astype(spec.dtype)
 
 

@@ -65,10 +65,16 @@ class Stored:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All initializers and attribute tensors of the graph, its subgraphs and the model's functions, in order."""
+    """All tensors of the graph, its subgraphs, the functions and the training graphs, in order: initializers first.
+
+    Of a sparse tensor these are its values and its indices.
+    """
     yield from _in_graph(model.graph)
     for function in model.functions:
         yield from _in_nodes(function.node)
+    for training in model.training_info:
+        yield from _in_graph(training.initialization)
+        yield from _in_graph(training.algorithm)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -188,6 +194,7 @@ def make_tensor(name: str, array: Array) -> onnx.TensorProto:
 
 def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
+    yield from _in_sparse(graph.sparse_initializer)
     yield from _in_nodes(graph.node)
 
 
@@ -197,10 +204,17 @@ def _in_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            yield from _in_sparse([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
+            yield from _in_sparse(attribute.sparse_tensors)
             if attribute.HasField("g"):
                 yield from _in_graph(attribute.g)
             for graph in attribute.graphs:
                 yield from _in_graph(graph)
+
+
+def _in_sparse(found: Sequence[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for sparse in found:
+        yield from (part for part in (sparse.values, sparse.indices) if part.ListFields())
 
 
 def _dtype_name(tensor: onnx.TensorProto) -> str:

@@ -6,7 +6,7 @@
     Conv     1-D, 2-D, 3-D, any stride, dilation, pad; ConvTranspose too, of one group and without output_shape
 
 Biases, norms and constants by channel that follow are folded in (`fold`). Weights are initializers or Constant nodes,
-also behind Identity, Transpose and Cast. Nodes that read one weight in the same way are one site (`tie`).
+also behind Identity, Transpose, Cast, Reshape and the like. Nodes that read one weight alike are one site (`tie`).
 """
 
 from __future__ import annotations

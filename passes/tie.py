@@ -5,7 +5,8 @@
 
 What follows a node (its bias Add, its BatchNormalization) is folded in where that leaves all of them one map; else
 none of it is. All stay dense (`Why.SHARED`) where the maps still differ (a transposed reader, another stride or bias),
-or where anything else keeps the weight alive: a Gather, a body, a graph output, a constant node that nothing reads.
+or where anything else keeps the weight alive: a Gather, a graph output, a constant node that nothing reads. A body that
+is not opened does so too, even where it reads the weight alike (`Why.IN_BODY`): factors would come in addition to it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.protos import BORDER, subgraphs
 from onnx_lowrank.sites import Keep, Site, Why
 from onnx_lowrank.values import same_values
 
@@ -45,12 +47,19 @@ def tie(
         if readers == positions:
             site = _as_one([found[p] for p in positions]) or _as_one([plain(p) for p in positions])
         if site is None:
-            result |= {p: Keep(graph.names[p], graph.protos[p].op_type, Why.SHARED) for p in positions}
+            why = Why.IN_BODY if any(_is_body(graph, p) for p in readers if p >= 0) else Why.SHARED
+            result |= {p: Keep(graph.names[p], graph.protos[p].op_type, why) for p in positions}
             continue
         result[positions[0]] = site
         for position in positions[1:]:
             del result[position]
     return list(result.values())
+
+
+def _is_body(graph: Graph, reader: int) -> bool:
+    """Whether a reader stands for a body that is not opened: it has one, or marks where one reads a constant."""
+    node = graph.protos[reader]
+    return node.name.startswith(BORDER) or any(True for _ in subgraphs(node))
 
 
 def _as_one(found: Sequence[Found]) -> Site | None:

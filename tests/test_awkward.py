@@ -20,6 +20,7 @@ W = numpy_helper.from_array(RNG.standard_normal((8, 8)).astype(np.float32), "w")
 EYE = numpy_helper.from_array(np.eye(8, dtype=np.float32), "v")
 EMPTY = numpy_helper.from_array(np.zeros((8, 0), np.float32), "w")
 SIGNS = numpy_helper.from_array((np.sign(RNG.standard_normal((8, 8))) * 6e4).astype(np.float16), "w")
+NIBBLES = helper.make_tensor("q", Tensor.INT4, [8, 8], RNG.integers(-8, 8, 64))
 MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"])
 
 
@@ -58,6 +59,10 @@ FINE: dict[str, tuple[list[onnx.NodeProto], list[Any], list[Any], list[Any]]] = 
     ),
     "no sites": ([node("y = Relu(x)")], [X], [Y], []),
     "no inputs": ([node("y = MatMul(w, v)")], [], [value("y", shape=(8, 8))], [W, EYE]),
+    "a weight of 4 bits": (
+        [node("w = DequantizeLinear(q, s)", axis=0, block_size=4), MATMUL], [X], [Y],
+        [NIBBLES, helper.make_tensor("s", Tensor.FLOAT, [2, 8], RNG.random(16))],
+    ),
     "a site in a branch": ([node("y = If(c)", **BRANCHES)], [X, value("c", Tensor.BOOL, ())], [Y], [W]),
     "an output of booleans": ([MATMUL, node("z = Greater(y, x)")], [X], [value("z", Tensor.BOOL)], [W]),
     "an output that is a sequence": (
@@ -103,10 +108,10 @@ def run(
 ) -> tuple[int, str, Path]:
     nodes, inputs, outputs, weights = model[:4]
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("acme", 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("acme", 1)]
     path, out = folder / "modèl 1.onnx", folder / "out" / "größe.onnx"
     out.parent.mkdir()
-    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
     words = ["onnx-lowrank", "optimize", str(path), "-o", str(out), "-q", "--cache", str(folder / "cache")]
     monkeypatch.setattr(sys, "argv", words)
     code = cli.run()

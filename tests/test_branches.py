@@ -172,7 +172,7 @@ def test_a_layer_does_not_reach_over_it_and_the_metric_is_plain_there() -> None:
 def test_a_weight_of_both_branches_stays() -> None:
     _, found = surveyed(f"y = If (c) <then_branch = one () => (float[n,5] o) {{ o = MatMul(x, v) }}, {ELSE}")
     assert found.sites == ()
-    assert Why.SHARED in {keep.why for keep in found.kept}
+    assert Why.IN_BODY in {keep.why for keep in found.kept}
 
 
 def test_a_weight_of_a_branch_and_of_the_main_graph_is_one_site_whose_factors_lie_outside() -> None:

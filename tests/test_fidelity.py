@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from onnx_lowrank.rewrite import rewritten
 from onnx_lowrank.runtime import Session
 from onnx_lowrank.sites import Why
 
+ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = (
     b"\xfa\x3e\x03new\x80\x3f\x96\x01\x8d\x3f\x01\x02\x03\x04"
     b"\x91\x3f\x01\x02\x03\x04\x05\x06\x07\x08\x9b\x3f\x08\x01\x9c\x3f"
@@ -200,6 +203,20 @@ def residual_model(layers: int) -> onnx.ModelProto:
         name = f"y{i}"
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", name)]
     return helper.make_model(helper.make_graph(nodes, "deep", ends[:1], ends[1:], weights), ir_version=8)
+
+
+def test_the_steps_of_a_large_graph_are_timed() -> None:
+    command = [sys.executable, "tools/graph_times.py", "--layers", "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "read",
+        "graph",
+        "survey",
+        "rewrite",
+        "write",
+        "60",
+    ]
 
 
 def test_a_residual_stream_is_not_followed_from_every_site_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_a_capture_by_a_body_counts_as_a_reader() -> None:
     assert graph.readers("x") == [0, 1, 1, 1]
     assert graph.readers("c") == [1, 1]
     assert graph.readers("w2") == graph.readers("q") == graph.readers("no such tensor") == []
-    assert survey(graph).kept[0].why is Why.SHARED
+    assert survey(graph).kept[0].why is Why.IN_BODY
 
 
 def test_a_captured_weight_and_its_constant_node_outlive_their_reader_in_the_main_graph() -> None:
@@ -146,6 +146,9 @@ def test_one_tensor_is_judged_once() -> None:
 # Constants
 
 
+ROW = "s = Constant <value = int64[2] {4, 1}> ()"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -157,6 +160,14 @@ def test_one_tensor_is_judged_once() -> None:
         ("a = Transpose(w)\n b = Cast <to = 11> (a)\n k = Identity(b)", [[1, 3], [2, 4]]),
         ("k = Constant <value = float[2, 2] {5, 6, 7, 8}> ()", [[5, 6], [7, 8]]),
         ("a = Constant <value = float[2, 2] {5, 6, 7, 8}> ()\n k = Transpose(a)", [[5, 7], [6, 8]]),
+        (f"{ROW} k = Reshape(w, s)", [[1], [2], [3], [4]]),
+        (f"{ROW.replace('4, 1', '-1, 4')} k = Reshape(w, s)", [[1, 2, 3, 4]]),
+        (f"{ROW.replace('4, 1', '0, 2')} k = Reshape(w, s)", [[1, 2], [3, 4]]),
+        ("s = Constant <value_ints = [1, 4]> () k = Reshape(w, s)", [[1, 2, 3, 4]]),
+        ("s = Constant <value_ints = [-1]> () a = Unsqueeze(w, s) k = Squeeze(a, s)", [[1, 2], [3, 4]]),
+        ("s = Constant <value_ints = [0, 3]> () k = Unsqueeze(w, s)", [[[[1], [2]], [[3], [4]]]]),
+        ("s = Constant <value_ints = [0, 3]> () a = Unsqueeze(w, s) k = Squeeze(a)", [[1, 2], [3, 4]]),
+        ("a = Transpose(w) k = Flatten <axis = 0> (a)", [[1, 3, 2, 4]]),
         ("k = Constant <value_float = 2.5> ()", 2.5),
         ("k = Constant <value_floats = [1.5, 2.5]> ()", [1.5, 2.5]),
     ],
@@ -176,7 +187,21 @@ def test_a_constant_is_evaluated_and_vanishes_with_its_only_reader(text: str, va
 
 
 @pytest.mark.parametrize(
-    "text", ["k = Relu(w)", "k = Transpose(x)", "k = Constant <value_int = 1> ()", "k = Constant <value_ints = [1]> ()"]
+    "text",
+    [
+        "k = Relu(w)",
+        "k = Transpose(x)",
+        "k = Constant <value_int = 1> ()",
+        "k = Constant <value_ints = [1]> ()",
+        "s = Shape(x) k = Reshape(w, s)",
+        "s = Constant <value_ints = [3]> () k = Reshape(w, s)",
+        "s = Constant <value_ints = [0, 0, 0]> () k = Reshape(w, s)",
+        "s = Constant <value_floats = [4.0]> () k = Reshape(w, s)",
+        "s = Constant <value_string = 'a'> () k = Reshape(w, s)".replace("'", '"'),
+        "s = Constant <value_ints = [7]> () k = Unsqueeze(w, s)",
+        "s = Constant <value_ints = [0]> () k = Squeeze(w, s)",
+        "k = Reshape(w)",
+    ],
 )
 def test_what_is_computed_is_not_a_constant(text: str) -> None:
     assert graph_of(body(f"{text}\n y = MatMul(x, k)")).constants.value("k") is None

@@ -265,7 +265,7 @@ def test_a_weight_of_the_body_and_of_the_main_graph_is_one_site_whose_factors_li
 def test_a_weight_that_is_read_in_another_way_too_stays(text: str) -> None:
     _, found = surveyed(HEAD, text)
     assert found.sites == ()
-    assert Why.SHARED in {keep.why for keep in found.kept}
+    assert {Why.SHARED, Why.IN_BODY} & {keep.why for keep in found.kept}
 
 
 def test_runs_that_became_different_ones_are_not_closed() -> None:

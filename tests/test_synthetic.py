@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -82,7 +83,13 @@ def test_ids_stay_within_the_vocabulary_and_the_dtype(dtype: Any) -> None:
     x = make(given, 1, 5000)
     assert x.min() >= 0
     assert x.max() < 1000
-    assert synthesize(given, (1, 5000), np.random.default_rng(0), vocab_hint=7).max() == 6
+    assert make(dataclasses.replace(given, rows=7), 1, 5000).max() == 6
+    assert make(dataclasses.replace(given, rows=5000), 1, 5000).max() < 1000
+
+
+def test_positions_stay_within_their_table() -> None:
+    given = dataclasses.replace(spec("position_ids", np.int64, "n", "s"), rows=2)
+    assert make(given, 1, 5).tolist() == [[0, 1, 0, 1, 0]]
 
 
 def test_a_scalar_integer_is_one_and_a_sample_rate_is_16000() -> None:

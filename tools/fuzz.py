@@ -104,7 +104,8 @@ def main() -> int:
             return 0
         counts, failures = run(case, range(given.seed, given.seed + given.cases), given.quiet)
     result = {
-        "what": given.what, "cases": given.cases, "seed": given.seed, "every": given.every,
+        "what": given.what, "bases": [path.name for path in given.bases],
+        "cases": given.cases, "seed": given.seed, "every": given.every,
         "seconds": round(time.perf_counter() - began, 1), "outcomes": dict(counts.most_common()), "failures": failures,
     }  # fmt: skip
     text = json.dumps(result, indent=1)

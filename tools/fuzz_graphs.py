@@ -20,6 +20,7 @@ import onnx
 
 import onnx_lowrank
 from onnx_lowrank.conditions import agreed_by_all
+from onnx_lowrank.constants import CONSTANT_OPS
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.files import read_model, write_model
 from onnx_lowrank.graph import Graph, Patch
@@ -222,11 +223,7 @@ def _untouched(before: onnx.ModelProto, after: onnx.ModelProto, sites: list[Site
     replaced = {position for site in sites for place in site.places for position in place.nodes}
     read = reads(after.graph, after.graph.node)
     old = [n for i, n in enumerate(before.graph.node) if i not in replaced]
-    old = [
-        n
-        for n in old
-        if any(read[o] for o in n.output) or n.op_type not in ("Constant", "Cast", "Identity", "Transpose")
-    ]
+    old = [n for n in old if any(read[o] for o in n.output) or n.op_type not in CONSTANT_OPS]
     new = [
         n.SerializeToString()
         for n in after.graph.node

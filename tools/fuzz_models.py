@@ -1,8 +1,8 @@
 """Random valid models: sites of every operator and type, and around them all that exporters put there.
 
-Weights are initializers, Constant nodes, behind Identity, Transpose, Cast or DequantizeLinear, listed as inputs,
-shared, sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and tied
-tables occur.
+Weights are initializers, Constant nodes, behind Identity, Transpose, Cast, Reshape, Squeeze or DequantizeLinear, listed
+as inputs, shared, sparse; bodies of If, Loop and Scan read them from outside or hold their own; functions, strings and
+tied tables occur.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "float64": TensorProto.DOUBLE,
+    "bfloat16": TensorProto.BFLOAT16,
+}
 FLAT = (
     "MatMul",
     "MatMul",
@@ -35,7 +40,7 @@ FLAT = (
     "Tied",
     "Fused",
 )
-IMAGES = ("Conv", "Conv", "ConvNorm", "Grouped", "Pool", "If")
+IMAGES = ("Conv", "Conv", "ConvNorm", "Grouped", "Transposed", "Pool", "If")
 ANY = ("Add", "Relu", "Tanh", "Identity", "Computed", "Twice", "Shape")
 
 
@@ -78,7 +83,17 @@ class Maker:
         if same and self.rng.random() < 0.15:
             return self.rng.choice(same)
         value, name = self.array(*shape), f"w{len(self.weights)}"
-        forms = ["plain"] * 6 + ["Constant", "Constant", "Identity", "Transpose", "Cast", "listed", "typed"]
+        forms = ["plain"] * 6 + [
+            "Constant",
+            "Constant",
+            "Identity",
+            "Transpose",
+            "Cast",
+            "listed",
+            "typed",
+            "Reshape",
+            "Squeeze",
+        ]
         forms += ["DequantizeLinear"] if self.dtype == "float32" and self.opset >= 13 else []
         forms += ["value_floats"] if self.dtype == "float32" and len(shape) == 1 and self.opset >= 12 else []
         forms += ["sparse"] if self.dtype == "float32" and self.ir_version >= 5 and self.opset >= 11 else []
@@ -100,6 +115,8 @@ class Maker:
             self.stored.append(numpy_helper.from_array(np.int8(np.clip(value * 50, -127, 127)), f"{name}_q"))
             self.stored.append(numpy_helper.from_array(np.float32(0.02), f"{name}_s"))
             return self.node("DequantizeLinear", [f"{name}_q", f"{name}_s"], name)
+        if form in ("Reshape", "Squeeze"):
+            return self._reshaped(form, name, value)
         raw = f"{name}_raw" if form in ("Identity", "Transpose", "Cast") else name
         held = value.T if form == "Transpose" else value
         if form == "Cast":
@@ -112,6 +129,18 @@ class Maker:
         if form == "Cast":
             return self.node("Cast", [raw], name, to=TYPES[self.dtype])
         return self.node(form, [raw], name) if raw != name else name
+
+    def _reshaped(self, form: str, name: str, value: Array) -> str:
+        """A weight that is stored in another shape; axes are an attribute before operator set 13."""
+        held = value.reshape(-1) if form == "Reshape" else value[None]
+        self.stored.append(numpy_helper.from_array(held, f"{name}_held"))
+        if form == "Squeeze" and self.opset < 13:
+            return self.node(form, [f"{name}_held"], name, axes=[0])
+        told = numpy_helper.from_array(np.array(value.shape if form == "Reshape" else [0], np.int64), f"{name}_told")
+        if self.rng.random() < 0.5:
+            self.stored.append(told)
+            return self.node(form, [f"{name}_held", told.name], name)
+        return self.node(form, [f"{name}_held", self.node("Constant", [], value=told)], name)
 
     def add(self, name: str, *shape: int) -> None:
         self.shapes[name] = tuple(shape)
@@ -257,6 +286,17 @@ class Maker:
     def _grouped(self, x: str, shape: tuple[int, ...]) -> None:
         self._conv(x, shape, group=shape[1])
 
+    def _transposed(self, x: str, shape: tuple[int, ...]) -> None:
+        axes, n = len(shape) - 2, self.rng.choice([1, 2, 6])
+        kernel, strides = ([self.rng.choice([1, 2, 2, 3]) for _ in range(axes)] for _ in range(2))
+        pads = [self.rng.choice([0, 0, 1]) for _ in range(2 * axes)]
+        walk = zip(shape[2:], kernel, strides, pads[:axes], pads[axes:], strict=True)
+        sizes = [(s - 1) * t + k - a - b for s, k, t, a, b in walk]
+        if min(sizes) >= 1 and math.prod(sizes) < 500:
+            inputs = [x, self.weight(shape[1], n, *kernel)] + ([self.weight(n)] if self.rng.random() < 0.5 else [])
+            made = self.node("ConvTranspose", inputs, kernel_shape=kernel, strides=strides, pads=pads)
+            self.add(made, shape[0], n, *sizes)
+
     def _convnorm(self, x: str, shape: tuple[int, ...]) -> None:
         self._conv(x, shape)
         y = list(self.shapes)[-1]
@@ -301,9 +341,11 @@ class Maker:
 def make(seed: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A random model and one feed for it; the same ones for the same seed."""
     rng = random.Random(seed)
-    dtype = rng.choice(["float32"] * 6 + ["float16", "float64"])
+    dtype = rng.choice(["float32"] * 12 + ["float16", "float16", "float64", "float64", "bfloat16"])
     opset, ir_version = rng.choice([7, 9, 11, 13, 15, 17, 20, 21]), rng.choice([3, 4, 7, 8, 9, 10])
-    made = Maker(rng, dtype, opset, max(ir_version, 4) if opset > 8 else ir_version)
+    opset = max(opset, 13) if dtype == "bfloat16" else opset
+    ir_version = 3 if opset < 11 and rng.random() < 0.4 else max(ir_version, 4)
+    made = Maker(rng, dtype, opset, ir_version)
     image = rng.random() < 0.4
     made.wide = (96, 128, 160) if rng.random() < 0.1 else ()
     sizes = [1, rng.choice([1, 3, 4]), *rng.choices([4, 5, 7], k=rng.choice([1, 2, 2, 3]))]
@@ -333,7 +375,7 @@ def _model(made: Maker) -> onnx.ModelProto:
     loose = rng.random() < 0.3
     for name, value in made.inputs.items():
         code = TensorProto.STRING if value.dtype == object else helper.np_dtype_to_tensor_dtype(value.dtype)
-        dims = [f"d{i}" if loose and name not in made.weights else n for i, n in enumerate(value.shape)]
+        dims = [f"{name}_{i}" if loose and name not in made.weights else n for i, n in enumerate(value.shape)]
         graph.input.append(helper.make_tensor_value_info(name, code, dims))
     if made.ir_version < 4:
         graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made.stored)

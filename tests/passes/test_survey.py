@@ -67,6 +67,10 @@ def filled(value: float) -> Callable[[onnx.ModelProto], None]:
     return fill
 
 
+def nibbles(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].CopyFrom(helper.make_tensor("q", TensorProto.INT4, [4, 2], [1, -2, 3, -4, 5, -6, 7, -8]))
+
+
 def untouched(_: onnx.ModelProto) -> None:
     pass
 
@@ -92,7 +96,7 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
     (Why.GROUPED, "y = Conv <group = 4> (x, w)", {"weights": "float[4, 1, 1] w = {1, 2, 3, 4}"}, untouched),
     (Why.SHARED, "y = MatMul(x, w)\n z = Relu(w)", {}, untouched),
     (Why.SHARED, "v = Transpose(w)\n z = Relu(w)\n y = MatMul(x, v)", {}, untouched),
-    (Why.SHARED, f"y = MatMul(x, w)\n z = If (c) {BRANCH.replace('OP', 'Relu(x)')}", {}, untouched),
+    (Why.IN_BODY, f"y = MatMul(x, w)\n z = If (c) {BRANCH.replace('OP', 'Relu(x)')}", {}, untouched),
     (Why.OVERRIDABLE, MATMUL, {}, listed),
     (Why.OVERRIDABLE, "v = Identity(w)\n y = MatMul(x, v)", {}, listed),
     (Why.IS_OUTPUT, MATMUL, {}, given_out),
@@ -106,6 +110,12 @@ CASES: list[tuple[Why, str, dict[str, Any], Callable[[onnx.ModelProto], None]]] 
         "v = DequantizeLinear(q, s)\n w = Identity(v)\n y = MatMul(x, w)",
         {"weights": STORED},
         untouched,
+    ),
+    (
+        Why.DEQUANTIZED,
+        f"w = DequantizeLinear <axis = 0, block_size = 2> (q, t)\n {MATMUL}",
+        {"weights": f"{STORED}, float[2, 2] t = {{1, 2, 3, 4}}", "opset": 21},
+        nibbles,
     ),
     (
         Why.WEIGHT_NOT_CONSTANT,

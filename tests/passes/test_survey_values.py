@@ -128,3 +128,16 @@ def test_a_sparse_constant_node_is_sparse() -> None:
     sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), [2, 2])
     model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=sparse))
     assert kept(model)[-1].why is Why.SPARSE
+
+
+def test_a_weight_of_another_shape_is_a_site_unless_a_caller_may_set_the_shape() -> None:
+    plain = parse(
+        "g (float[n, 2] x) => (float[n, 2] y) <float[4] w = {1, 2, 3, 4}, int64[2] s = {2, -1}>"
+        "{ v = Reshape(w, s)\n y = MatMul(x, v) }"
+    )
+    written = densely_rewritten(plain)
+    assert [n.op_type for n in written.graph.node] == ["MatMul"]
+    assert not {"w", "s"} & {t.name for t in written.graph.initializer}
+    assert np.array_equal(run(plain, {"x": X}), run(written, {"x": X}))
+    plain.graph.input.append(helper.make_tensor_value_info("s", onnx.TensorProto.INT64, [2]))
+    assert [k.why for k in kept(plain) if k.op == "MatMul"] == [Why.WEIGHT_NOT_CONSTANT]
