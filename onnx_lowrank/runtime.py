@@ -151,6 +151,8 @@ class Session:
         except Exception as fault:  # the runtime's exceptions share no base class
             where = str(model) if isinstance(model, Path) else "the model"
             raise ModelError(f"{where}: ONNX Runtime cannot load it: {_one_line(fault)}") from None
+        if hasattr(self._session, "_model_bytes"):  # kept to open it once more, which is never done here
+            self._session._model_bytes = None
         if chain[0][0] not in self._session.get_providers():
             raise RuntimeMissing(
                 f"provider '{self._provider}' did not load: the runtime fell back to "

@@ -1,7 +1,7 @@
 """A model of 2.8 GB with external data: analyse and optimise two of its sites; memory and seconds of each step.
 
     tools/big_model.py DIR --json docs/benchmarks/big-model.json
-    tools/big_model.py DIR --width 1667 --heavy 100000000     the same layout, a ninth of the size
+    tools/big_model.py DIR --layers 12 --heavy 100000000     the same layout, a ninth of the size
 
 The weights are random, spread over four data files with gaps before their offsets, one of them a symbolic link and one
 a hard link into a store. Every step runs in a process of its own. Its memory is read a hundred times a second:
@@ -29,18 +29,18 @@ from onnx import TensorProto, helper
 
 from onnx_lowrank import heft
 
-LAYERS, FILES = 28, 4
+FILES = 4
 INCLUDED = ("block3/linear", "block20/linear")
 PAGE = 65536
 
 
-def save(folder: Path, width: int) -> Path:
+def save(folder: Path, width: int, layers: int) -> Path:
     """The model; weights are written a layer at a time."""
     path, store = folder / "big.onnx", folder / "store"
     store.mkdir(parents=True, exist_ok=True)
     rng, nodes, tensors, name = np.random.default_rng(0), [], [], "x"
     offsets = [PAGE] * FILES
-    for i in range(LAYERS):
+    for i in range(layers):
         file = i % FILES
         low = rng.standard_normal((width, 64), np.float32) @ rng.standard_normal((64, width), np.float32)
         weight = low / np.float32(8 * width**0.5)
@@ -80,7 +80,7 @@ def rewrite(path: Path, out: Path) -> str:
     file = read_model(path)
     graph = Graph(file.model, file.folder)
     sites = survey(graph).sites
-    assert len(sites) == LAYERS
+    assert len(sites) == sum(node.op_type == "MatMul" for node in file.model.graph.node)
     for site in sites:
         if site.name in INCLUDED:
             rng = np.random.default_rng(0)
@@ -156,7 +156,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, help="write the result there")
-    parser.add_argument("--width", type=int, default=5000, help="of every layer")
+    parser.add_argument("--width", type=int, default=2500, help="of every layer")
+    parser.add_argument("--layers", type=int, default=112)
     parser.add_argument("--steps", nargs="+", default=["rewrite", "analyze", "optimize", "planned"])
     parser.add_argument("--heavy", type=int, default=heft.HEAVY, help="bytes from which a model counts as heavy")
     parser.add_argument("--step", help=argparse.SUPPRESS)
@@ -177,11 +178,16 @@ def main() -> int:
     path = folder / "big.onnx"
     (folder / "out").mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        save(folder, given.width)
+        save(folder, given.width, given.layers)
     samples = np.random.default_rng(1).standard_normal((6, 4, given.width)).astype(np.float32)
     np.savez(folder / "x.npz", x=samples)
-    size = path.stat().st_size + LAYERS * given.width**2 * 4
-    result: dict[str, object] = {"model_gb": round(size / 1e9, 2), "sites": LAYERS, "rewritten": len(INCLUDED)}
+    size = path.stat().st_size + given.layers * given.width**2 * 4
+    result: dict[str, object] = {
+        "model_gb": round(size / 1e9, 2),
+        "sites": given.layers,
+        "width": given.width,
+        "rewritten": len(INCLUDED),
+    }
     for name in given.steps:
         result[name] = child([sys.executable, __file__, str(folder), "--step", name, "--heavy", str(given.heavy)])
         print(name, json.dumps(result[name]), flush=True)
