@@ -1,7 +1,7 @@
 """A model of 2.8 GB with external data: analyse and optimise two of its sites; memory and seconds of each step.
 
     tools/big_model.py DIR --json docs/benchmarks/big-model.json
-    tools/big_model.py DIR --layers 12 --heavy 100000000     the same layout, a ninth of the size
+    tools/big_model.py DIR --layers 48 --heavy 100000000     the same layout, a ninth of the size
 
 The weights are random, spread over four data files with gaps before their offsets, one of them a symbolic link and one
 a hard link into a store. Every step runs in a process of its own. Its memory is read a hundred times a second:
@@ -156,8 +156,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, help="write the result there")
-    parser.add_argument("--width", type=int, default=2500, help="of every layer")
-    parser.add_argument("--layers", type=int, default=112)
+    parser.add_argument("--width", type=int, default=1250, help="of every layer")
+    parser.add_argument("--layers", type=int, default=448)
     parser.add_argument("--steps", nargs="+", default=["rewrite", "analyze", "optimize", "planned"])
     parser.add_argument("--heavy", type=int, default=heft.HEAVY, help="bytes from which a model counts as heavy")
     parser.add_argument("--step", help=argparse.SUPPRESS)
