@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.files import read_tensor
 from onnx_lowrank.protos import BORDER, attribute, evaluated, plain_constant
+from onnx_lowrank.tensors import is_external, make_tensor, read_tensor
 
 CONSTANT_OPS = ("Constant", "Identity", "Transpose", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 """Operators through which a weight is followed to its data, which is their first input."""
@@ -110,6 +111,19 @@ class Constants:
         if root is None:
             raise ValueError("a shape that is not stored as a tensor")
         return read_tensor(root, self._folder)
+
+    def tensor(self, name: str, value: npt.NDArray[Any], read: Iterable[str]) -> onnx.TensorProto:
+        """A new initializer; where one of the constants `read` lies in a data file with this value, the same bytes."""
+        for chain in filter(None, map(self.chain, filter(None, read))):
+            root = self._initializers.get(chain[-1])
+            if root is not None and is_external(root) and tuple(root.dims) == value.shape:
+                known = read_tensor(root, self._folder)
+                if known.dtype == value.dtype and np.array_equal(known, value):
+                    there = onnx.TensorProto()
+                    there.CopyFrom(root)
+                    there.name = name
+                    return there
+        return make_tensor(name, value)
 
     def _root_tensor(self, name: str) -> onnx.TensorProto | None:
         initializer: onnx.TensorProto | None = self._initializers.get(name)

@@ -45,5 +45,7 @@ def calibrate(
                 fit, nested=known.nested, narrow=known.narrow, shared=known.shared, evidence=evidence
             )
         fits[site.name] = fit
+        if all(other.taps != site.taps for other in sites[done + 1 :]):
+            del moments[site.taps]
     progress("factor", len(sites), len(sites))
     return fits

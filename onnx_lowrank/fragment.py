@@ -159,7 +159,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 def stored(array: Array, geometry: Geometry) -> npt.NDArray[Any]:
     """`array` in the dtype that the model stores (float32, float16, bfloat16, float64)."""
-    return np.ascontiguousarray(array.astype(dtype_of(geometry)))
+    return np.ascontiguousarray(array, dtype_of(geometry))
 
 
 def dtype_of(geometry: Geometry) -> np.dtype[Any]:

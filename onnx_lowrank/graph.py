@@ -21,7 +21,6 @@ from onnx import helper
 
 from onnx_lowrank.constants import Constants, is_constant_op
 from onnx_lowrank.errors import PassError
-from onnx_lowrank.files import make_tensor
 from onnx_lowrank.fragment import Fragment, Op, X
 from onnx_lowrank.protos import all_names, opset_of, reads, skeleton, unique_names
 
@@ -168,7 +167,7 @@ class Graph:
         names, tensors = {}, {}
         for local, array in patch.fragment.constants.items():
             names[local] = self.fresh(f"{patch.site}/{local}")
-            self._new_tensors.append(make_tensor(names[local], array))
+            self._new_tensors.append(self.constants.tensor(names[local], array, read))
             tensors[local] = gs.Constant(names[local], np.zeros(0, np.float32))
         found = [self._put(patch, place, dict(names), dict(tensors)) for place in patch.places]
         self._drop_unread(read)

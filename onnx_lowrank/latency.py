@@ -253,14 +253,17 @@ class LatencyTable:
     def _time(self, geometry: Geometry, fragments: Mapping[str, Fragment], copies: int) -> dict[str, float]:
         rng = np.random.default_rng(self._seed)
         x = rng.standard_normal(geometry.x_shape).astype(dtype_of(geometry))
-        made = [self._deployed(fragment_model(f, geometry, copies), x, copies) for f in fragments.values()]
         where: dict[str, Any] = {
             "provider": Provider.of(self.provider).without_engines(),
             "threads": self.threads,
             "spin": True,
             "purpose": "time",
         }
-        runs = [runtime.Session(model, **where).timed(feed) for model, feed in made]
+        runs = []
+        for fragment in fragments.values():
+            model, feed = self._deployed(fragment_model(fragment, geometry, copies), x, copies)
+            runs.append(runtime.Session(model, **where).timed(feed))
+            del model
         warm = WARM_SECONDS / 5 if Provider.of(self.provider).on_device else 0.0
         samples = timing.interleave(
             runs, rounds=_ROUNDS, seconds=_SECONDS, seed=self._seed, warmup=1, min_rounds=_MIN_ROUNDS, warm_seconds=warm

@@ -117,8 +117,11 @@ def factor_input(weight: Array, second: Array) -> Factorization:
     `weight` is N×K. Never Cholesky: it fails or loses accuracy on near-singular S.
     """
     values, vectors = scipy.linalg.eigh(second)
-    scaled = (weight @ vectors) * np.sqrt(np.clip(values, 0.0, None))
-    basis, singular, _ = scipy.linalg.svd(scaled, full_matrices=False)
+    scaled = weight @ vectors
+    del vectors  # what follows works in several matrices of this size
+    scaled *= np.sqrt(np.clip(values, 0.0, None))
+    scaled = np.asfortranarray(scaled)  # as LAPACK wants it: no copy
+    basis, singular, _ = scipy.linalg.svd(scaled, full_matrices=False, overwrite_a=True)
     squared = singular**2
     return Factorization(signed(basis), squared, float(squared.sum()))
 

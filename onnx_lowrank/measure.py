@@ -15,6 +15,7 @@ import onnx
 
 from onnx_lowrank import sessions, timing
 from onnx_lowrank.binding import Bound
+from onnx_lowrank.heft import is_heavy
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.protos import subgraphs
 from onnx_lowrank.providers import Provider
@@ -109,20 +110,22 @@ def race(
 
     One thread on CPU is timed by `thread_time` (seconds of the core, blind to other processes), else by wall time.
     On a card inputs and outputs stay there and every run ends when the card is done. Every model is opened anew
-    several times, so that the intervals hold what differs between sessions. One entry for each model after the first.
+    several times, so that the intervals hold what differs between sessions; where one is heavy, never two at a time.
+    One entry for each model after the first.
 
     Args:
         streams: above 1, the throughput of so many threads at the same time is measured too, on a card with transfers.
         short: seconds in each group of sessions in which more rounds than needed are made, for the tails.
     """
-
-    opener = functools.partial(_opener, feed, provider, threads, folder)
-    raced = sessions.race([opener(m) for m in (models[0], *models)], seconds=seconds, seed=seed, short=short)
+    apart = any(map(is_heavy, models))
+    entrants = [_opener(m, feed, provider, threads, folder) for m in (models[0], *models)]
+    raced = sessions.race(entrants, seconds=seconds, seed=seed, short=short, apart=apart)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
     stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
-        rates = throughput([_plain(m, feed, provider, threads, folder) for m in models], streams, seed=seed)
+        plain = [functools.partial(_plain, m, feed, provider, threads, folder) for m in models]
+        rates = _throughput(plain, streams, seed, apart)
         stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
     return [
         Latency(
@@ -138,14 +141,14 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
-            transfers=_transfers(opener(models[0]), provider),
+            transfers=_transfers(entrants[0], provider),
         )
         for column in range(2, len(stats) + 1)
     ]
 
 
 def _opener(
-    feed: Feed, provider: str, threads: int, folder: Path | None, model: Path | onnx.ModelProto
+    model: Path | onnx.ModelProto, feed: Feed, provider: str, threads: int, folder: Path | None
 ) -> sessions.Opener:
     return lambda: opened(model, feed, provider=provider, threads=threads, folder=folder).run
 
@@ -156,6 +159,12 @@ def _plain(
     """A run that several threads may make at once: a bound one has its outputs in one place."""
     session = Session(model, provider=provider, threads=threads, folder=folder, spin=True, purpose="verify")
     return functools.partial(session.run, feed)
+
+
+def _throughput(openers: Sequence[sessions.Opener], streams: int, seed: int, apart: bool) -> Array:
+    if apart:
+        return np.concatenate([throughput([opener()], streams, seed=seed) for opener in openers])
+    return throughput([opener() for opener in openers], streams, seed=seed)
 
 
 def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
@@ -187,15 +196,22 @@ def quick_race(
     folder: Path,
     seconds: float = 4.0,
 ) -> dict[str, float]:
-    """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds."""
+    """Median milliseconds `before` and `after` of two models, turn about; the mean over the feeds.
+
+    Where one is heavy, they are open one at a time, each several times.
+    """
     warm = WARM_SECONDS if Provider.of(provider).on_device else 0.0
+    apart = is_heavy(original) or is_heavy(other)
     found = []
     for feed in feeds:
-        ready = [opened(m, feed, provider=provider, threads=threads, folder=folder) for m in (original, other)]
-        runs = [one.run for one in ready]
-        samples = timing.interleave(
-            runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5, warm_seconds=warm
-        )
+        openers = [_opener(m, feed, provider, threads, folder) for m in (original, other)]
+        if apart:
+            samples = sessions.race(openers, seconds=seconds, seed=seed, apart=True).samples
+        else:
+            runs = [opener() for opener in openers]
+            samples = timing.interleave(
+                runs, rounds=40, seconds=seconds, seed=seed, warmup=1, min_rounds=5, warm_seconds=warm
+            )
         times, _ = samples.of(provider, threads)
         found.append(np.median(times, axis=0) * 1e3)
     before, after = np.mean(found, axis=0)

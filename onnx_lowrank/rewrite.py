@@ -133,7 +133,7 @@ def patch_of(site: Site, fragment: Fragment, made_by: str) -> Patch:
 
 def dense_patch(site: Site, made_by: str) -> Patch:
     """A site written as its own operator, so that its constants and nodes get names that are known."""
-    fragment = dense_fragment(site.geometry, site.weight.astype(np.float64), site.bias_vector)
+    fragment = dense_fragment(site.geometry, site.weight, site.bias_vector)
     return patch_of(site, fragment, made_by)
 
 

@@ -18,6 +18,7 @@ from onnx_lowrank.binding import Bound
 from onnx_lowrank.errors import ModelError, RuntimeMissing, SettingsError
 from onnx_lowrank.events import NUMBERED, kernel_times, node_runs
 from onnx_lowrank.events import NodeRun as NodeRun
+from onnx_lowrank.heft import is_mapped
 from onnx_lowrank.linked import followed
 from onnx_lowrank.protos import needed_for
 from onnx_lowrank.providers import PROVIDERS, Provider, Purpose
@@ -94,7 +95,8 @@ class Session:
         provider: a name, or a `Provider` with its options.
         threads: intra-op threads; 0 is the runtime's own choice.
         optimize: graph optimisations of the runtime.
-        prepack: False maps weights from disk instead of copying them; for calibration, never for timing.
+        prepack: False uses weights in data files where they lie instead of packing copies of them; never for timing.
+            None does so for models that are heavy, when `spin` is False.
         spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
             use too it slows everybody down.
         purpose: what it is for: options of the provider that only timed runs bear, and engines that take long to
@@ -113,7 +115,7 @@ class Session:
         threads: int = 1,
         folder: Path | None = None,
         optimize: bool = True,
-        prepack: bool = True,
+        prepack: bool | None = None,
         spin: bool = False,
         profile_to: str | None = None,
         purpose: Purpose = "samples",
@@ -127,7 +129,7 @@ class Session:
         options.log_severity_level = 4
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if not prepack:
+        if not (spin or not is_mapped(model) if prepack is None else prepack):
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -157,6 +159,8 @@ class Session:
             if "escapes model directory" in str(fault):
                 raise ModelError(f"{where}: {_ESCAPES}") from None
             raise ModelError(f"{where}: ONNX Runtime cannot load it: {_one_line(fault)}") from None
+        if hasattr(self._session, "_model_bytes"):  # kept to open it once more, which is never done here
+            self._session._model_bytes = None
         if chain[0][0] not in self._session.get_providers():
             raise RuntimeMissing(
                 f"provider '{self._provider}' did not load: the runtime fell back to "

@@ -59,13 +59,14 @@ def write_files(parts: Sequence[Part]) -> int:
     staged: list[tuple[Path, Path]] = []
     try:
         check_room(out, sum(part.size for part in parts))
-        for part in parts:
-            if part.target.parent != out.parent:
-                part.target.parent.mkdir(parents=True, exist_ok=True)
-            discard_files(part.target.parent, f"{_PREFIX}*{_SUFFIX}")
-            staged.append((_temporary(part.target), part.target))
-            _write(*staged[-1], part.chunks)
-        put(staged)
+        with contextlib.ExitStack() as locked:  # until all are in place: what has no lock is taken for left behind
+            for part in parts:
+                if part.target.parent != out.parent:
+                    part.target.parent.mkdir(parents=True, exist_ok=True)
+                discard_files(part.target.parent, f"{_PREFIX}*{_SUFFIX}")
+                staged.append((_temporary(part.target), part.target))
+                _write(*staged[-1], part.chunks, locked)
+            put(staged)
     except OSError as fault:
         why = fault.strerror or str(fault)
         raise SettingsError(f"cannot write '{out}': {why}; choose another output or make room there") from fault
@@ -132,13 +133,13 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
 
 
-def _write(temporary: Path, target: Path, chunks: Iterable[bytes]) -> None:
-    with temporary.open("xb") as file:
-        lock(file.fileno())
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(temporary: Path, target: Path, chunks: Iterable[bytes], locked: contextlib.ExitStack) -> None:
+    file = locked.enter_context(temporary.open("xb"))
+    lock(file.fileno())
+    for chunk in chunks:
+        file.write(chunk)
+    file.flush()
+    os.fsync(file.fileno())
     if target.is_file():
         shutil.copymode(target, temporary)
 

@@ -17,6 +17,7 @@ import scipy.special
 
 from onnx_lowrank import timing
 from onnx_lowrank.linalg import Array
+from onnx_lowrank.memory import give_back
 from onnx_lowrank.timing import Ratio, Samples
 
 Opener = Callable[[], Callable[[], object]]
@@ -51,12 +52,14 @@ class Race:
         return np.maximum(np.round(times, 9), 1e-9), clock  # a coarse clock may say that no time passed
 
 
-def race(openers: Sequence[Opener], *, seconds: float, seed: int, short: float = THOROUGH) -> Race:
+def race(openers: Sequence[Opener], *, seconds: float, seed: int, short: float = THOROUGH, apart: bool = False) -> Race:
     """Time models turn about, in groups of fresh sessions that are opened in a random order.
 
     Args:
         seconds: of wall time for all groups with their loading; at least 3 groups of 2 rounds are made.
         short: rounds beyond the ninth of a group are made for so many seconds.
+        apart: in each group one model after the other is opened, timed and closed, so that never more than one is open.
+            What changes between them on the machine shows in the spread of the groups, of the control too.
     """
     rng = np.random.default_rng(seed)
     found: list[Samples] = []
@@ -64,7 +67,7 @@ def race(openers: Sequence[Opener], *, seconds: float, seed: int, short: float =
     since = time.perf_counter()
     while len(found) < GROUPS and (len(found) < LEAST_GROUPS or time.perf_counter() - since < seconds):
         slice_end = since + seconds * (len(found) + 1) / GROUPS
-        found.append(_group(openers, rng, slice_end, short))
+        found.append((_apart if apart else _group)(openers, rng, slice_end, short))
         speed.append(_fixed_computation())
     samples = Samples(np.concatenate([s.cpu for s in found]), np.concatenate([s.wall for s in found]))
     return Race(samples, tuple(len(s.cpu) for s in found), tuple(round(s / min(speed), 4) for s in speed))
@@ -74,6 +77,22 @@ def _group(openers: Sequence[Opener], rng: np.random.Generator, end: float, shor
     runs: list[Callable[[], object]] = [_nothing] * len(openers)
     for index in rng.permutation(len(openers)):
         runs[index] = openers[index]()
+    return _timed(runs, rng, end, short)
+
+
+def _apart(openers: Sequence[Opener], rng: np.random.Generator, end: float, short: float) -> Samples:
+    """A group whose sessions are open one at a time; each makes as many rounds as the one that makes fewest."""
+    found: dict[int, Samples] = {}
+    for index in map(int, rng.permutation(len(openers))):
+        now, left = time.perf_counter(), len(openers) - len(found)
+        found[index] = _timed([openers[index]()], rng, now + max(end - now, 0.0) / left, short / len(openers))
+        give_back()
+    rounds = min(len(one.cpu) for one in found.values())
+    each = [found[index] for index in range(len(openers))]
+    return Samples(np.hstack([one.cpu[:rounds] for one in each]), np.hstack([one.wall[:rounds] for one in each]))
+
+
+def _timed(runs: Sequence[Callable[[], object]], rng: np.random.Generator, end: float, short: float) -> Samples:
     timing.warm_up(runs, seconds=max(0.1, (end - time.perf_counter()) / 3))
     cpu: list[Array] = []
     wall: list[Array] = []

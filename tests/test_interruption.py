@@ -163,6 +163,19 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / ".owner").exists()
 
 
+def test_files_that_take_long_to_write_are_not_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part looks for what killed runs left; the parts before it, older by now than the limit, are not that."""
+    from onnx_lowrank.saving import Part, write_files
+
+    monkeypatch.setattr("onnx_lowrank.stale._AGE", -1.0)
+    names = ("out.data", "out.more", "out.onnx")
+    written = write_files([Part(tmp_path / name, [name.encode()], 8) for name in names])
+    assert written == 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 def test_temporary_files_of_a_killed_writer_go_with_the_next_write(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from onnx_lowrank.saving import Part, write_files\n"

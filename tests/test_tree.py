@@ -67,6 +67,7 @@ LEVELS: Final[dict[str, int]] = {
     "fused": 3,
     "gpu": 3,
     "graph": 3,
+    "heft": 3,
     "libraries": 3,
     "linked": 3,
     "loops": 3,
