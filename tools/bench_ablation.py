@@ -3,11 +3,11 @@
 python tools/bench_ablation.py ZOO_FOLDER OUT.json NAME=LOSS …      e.g. craft=0.01 minilm=0.04
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration and one table of latencies for each model, of every rank that
-any kind could take; then a plan is made with the default kinds, with the branches beside them, with one kind left out
-in turn, with none but `svd` and `conv_svd`, without the refit, and without the refit by multiply-adds in place of
-measured times (`flops`); where neighbours are multiplied, one more of a calibration without that. Each is built and
-saved, and the loss of the saved file measured on held-out data. All saved models are timed turn about with the original
-in one process, so that their ratios can be compared.
+any kind could take; then a plan is made with everything, with one kind left out in turn, with none but `svd` and
+`conv_svd`, without the refit, and without the refit by multiply-adds in place of measured times (`flops`); where
+neighbours are multiplied, one more of a calibration without that. Each is built and saved, and the loss of the saved
+file measured on held-out data. All saved models are timed turn about with the original in one process, so that their
+ratios can be compared.
 """
 
 from __future__ import annotations
@@ -25,20 +25,18 @@ from onnx_lowrank.files import write_model
 from onnx_lowrank.planning import choose, decide_plan
 from onnx_lowrank.run import Clock, Run, start
 from onnx_lowrank.runtime import Session
-from onnx_lowrank.settings import DEFAULT_KINDS, KIND_NAMES, Settings
+from onnx_lowrank.settings import KIND_NAMES, Settings
 
-EVERYTHING, BRANCHES, REFIT, MERGING = "everything", "nothing, with branches", "refit", "merging"
+EVERYTHING, REFIT, MERGING = "everything", "refit", "merging"
 NEWER, TIMES = "all but svd and conv_svd", "refit and measured times"
 CLASSIC = ("svd", "conv_svd")
 
 
 def without(choices: Sequence[Choices], left_out: str) -> list[Choices]:
-    """The choices among the default kinds but one, or the classic ones alone; all of them with the branches."""
+    """The choices with one kind left out, or all but the classic ones; as they are for anything else."""
 
     def stays(kind: str) -> bool:
-        if left_out == BRANCHES:
-            return True
-        return kind in (CLASSIC if left_out == NEWER else DEFAULT_KINDS) and kind != left_out
+        return kind in CLASSIC if left_out == NEWER else kind != left_out
 
     return [
         dataclasses.replace(
@@ -51,9 +49,9 @@ def without(choices: Sequence[Choices], left_out: str) -> list[Choices]:
 
 
 def used(choices: Sequence[Choices]) -> list[str]:
-    """The default kinds that any site could take."""
+    """The kinds that any site could take."""
     found = {candidate.kind for choice in choices for candidate in choice.candidates}
-    return [kind for kind in DEFAULT_KINDS if kind in found]
+    return [kind for kind in KIND_NAMES if kind in found]
 
 
 def plan_without(run: Run, choices: Sequence[Choices], left_out: str, path: Path) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def started(model: Path, settings: Settings) -> tuple[Run, list[Choices]]:
 
 def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
     """One row for everything and for each thing left out: loss, speed-up with its interval, sites by kind."""
-    run, choices = started(model, Settings(max_loss=limit, kinds=KIND_NAMES))
+    run, choices = started(model, Settings(max_loss=limit))
     rows, paths = [], []
     with tempfile.TemporaryDirectory() as folder:
 
@@ -88,10 +86,10 @@ def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
             rows.append({"model": model.stem, "limit": limit} | plan_without(run, choices, left_out, paths[-1]))
             print(rows[-1], flush=True)
 
-        for left_out in (EVERYTHING, BRANCHES, REFIT, TIMES, NEWER, *used(choices)):
+        for left_out in (EVERYTHING, REFIT, TIMES, NEWER, *used(choices)):
             add(run, choices, left_out)
         if run.loaded.merged:
-            add(*started(model, Settings(max_loss=limit, kinds=KIND_NAMES, merge=False)), MERGING)
+            add(*started(model, Settings(max_loss=limit, merge=False)), MERGING)
         return with_ratios(rows, model, paths, run.loaded.feeds[0])
 
 
