@@ -8,6 +8,7 @@ from typing import Final
 from rich.cells import cell_len
 from rich.table import Table
 
+from onnx_lowrank import figures
 from onnx_lowrank.views import Column
 from onnx_lowrank.views import Table as Given
 
@@ -37,7 +38,7 @@ def grid(
     for column, room in zip(columns, widths, strict=True):
         table.add_column(column.name, justify="right" if column.numeric else "left", width=room, overflow="fold")
     for row in rows:
-        table.add_row(*(middle(cell, widths[i] * lines) if i in names else cell for i, cell in enumerate(row)))
+        table.add_row(*(figures.middle(cell, widths[i] * lines) if i in names else cell for i, cell in enumerate(row)))
     return table
 
 
@@ -53,11 +54,6 @@ def of(given: Given, width: int, kept: Sequence[str] | None = None) -> Table:
     columns = [given.columns[i] for i in places]
     rows = [[row[i].text for i in places] for row in given.rows]
     return grid(columns, rows, width, [i for i, column in enumerate(columns) if not column.numeric])
-
-
-def middle(text: str, most: int) -> str:
-    """The beginning and the end, which tell more than the middle."""
-    return text if len(text) <= most else f"{text[: (most - 1) // 2]}…{text[-(most // 2) :]}"
 
 
 def _total(widths: Sequence[int]) -> int:

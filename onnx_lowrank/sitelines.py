@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.table import Table
 
-from onnx_lowrank import grids, views
+from onnx_lowrank import figures, grids, views
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.report import Report
@@ -72,7 +72,7 @@ def _choice(d: Decision, *, short: bool) -> str:
         return f"{d.kind} {size_text(d.rank or 0, d.inner)}"
     if d.why is None:
         return "dense"
-    return f"dense: {_SHORT.get(d.why) or grids.middle(d.why.value, 16) if short else d.why.value}"
+    return f"dense: {_SHORT.get(d.why) or figures.middle(d.why.value, 16) if short else d.why.value}"
 
 
 def _spelled_out(shown: list[Decision], reasons: dict[str, int]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from onnx_lowrank import grids, sidebyside, terminal
+from onnx_lowrank import figures, grids, sidebyside, terminal
 from onnx_lowrank.evidence import Evidence
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.plan import Decision, Plan
@@ -128,8 +128,8 @@ def test_names_give_way_and_are_cut_once() -> None:
     assert lines[2].count("…") == 1
     assert lines[2].split()[0].startswith("aaa")
     assert lines[2].split()[0].endswith("aaz")
-    assert grids.middle("abcdefghij", 5) == "ab…ij"
-    assert grids.middle("abcde", 5) == "abcde"
+    assert figures.middle("abcdefghij", 5) == "ab…ij"
+    assert figures.middle("abcde", 5) == "abcde"
 
 
 def comparison(name: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def comparison(name: str) -> dict[str, Any]:
         "after": side, "ratio": 1.01, "ratio_ci": [1.0, 1.02], "aa_ratio": 1.0, "aa_ratio_ci": [0.99, 1.01],
     }  # fmt: skip
     files = [f"{name}-baseline-float32.onnx", f"{name}-low-rank-float32.onnx"]
-    fact = {"bytes": 10**7, "parameters": 10**6, "loss": 0.001, "error": None, "latencies": []}
+    fact: dict[str, Any] = {"bytes": 10**7, "parameters": 10**6, "loss": 0.001, "error": None, "latencies": []}
     short = files[1].rpartition("/")[2]
     return {
         "models": [{**fact, "path": path, "latency": entry if i else None} for i, path in enumerate(files)],
