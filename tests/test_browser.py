@@ -208,6 +208,7 @@ def test_labels_stay_in_their_panels_and_apart(browser: Browser, long_page: Path
         "return b.left < f.left || b.right > f.right; }).map(t => t.textContent)"
     )
     assert beyond == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
     over = page.evaluate(
         "[...document.querySelectorAll('#frontier svg .name')].flatMap((one, i, all) => all.slice(i + 1).filter("
         "two => { const a = one.getBoundingClientRect(), b = two.getBoundingClientRect();"
