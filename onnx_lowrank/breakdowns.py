@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnx_lowrank import figures
-from onnx_lowrank.timings import model_names, timings
+from onnx_lowrank.timings import Timing, model_names, timings
 from onnx_lowrank.views import Cell, Column, Table, number, words
 
 Json = Mapping[str, Any]
@@ -137,27 +137,33 @@ def fallback(report: Json) -> Table | None:
 
 
 def matrix(report: Json) -> Table | None:
-    """Compared models against ways of timing: median and speed-up of each; None when there was one way."""
+    """Compared models and ways of timing: median and speed-up of each; None when there was one way.
+
+    What there is more of has the rows.
+    """
     known = timings(report) if "models" in report else []
     if len(known) < 2:
         return None
-    columns = [Column("timed with", numeric=False)]
-    names = [n for n in model_names(report) if any(n in t.names for t in known)]
-    for name in names:
-        columns += [Column(f"{name}: p50 ms"), *([Column("speed-up")] if name != known[0].names[0] else [])]
+    first, names = known[0].names[0], [n for n in model_names(report) if any(n in t.names for t in known)]
     places = figures.decimals(s.get("p50_ms") for t in known for s in t.stats)
-    rows = []
-    for timing in known:
-        stats = dict(zip(timing.names, timing.stats, strict=True))
-        ratios = {r.name: r.value for r in timing.ratios}
-        row = [words(timing.title)]
-        for name in names:
-            p50 = stats.get(name, {}).get("p50_ms")
-            row.append(number(p50, figures.fixed(p50, places)))
-            if name != known[0].names[0]:
-                row.append(number(ratios.get(name), figures.fixed(ratios.get(name), 3)))
-        rows.append(tuple(row))
-    return Table("matrix", tuple(columns), tuple(rows))
+    if len(names) > len(known):
+        heads = [c for t in known for c in (Column(f"{t.title}: p50 ms"), Column("speed-up"))]
+        rows = [(words(n), *(c for t in known for c in _timed(t, n, places))) for n in names]
+        return Table("matrix", (Column("model", numeric=False), *heads), tuple(rows))
+    heads = [Column("timed with", numeric=False)]
+    for name in names:
+        heads += [Column(f"{name}: p50 ms"), *([Column("speed-up")] if name != first else [])]
+    rows = [
+        (words(t.title), *(c for n in names for c in _timed(t, n, places)[: 1 if n == first else 2])) for t in known
+    ]
+    return Table("matrix", tuple(heads), tuple(rows))
+
+
+def _timed(timing: Timing, name: str, places: int) -> tuple[Cell, Cell]:
+    """A model's median and speed-up."""
+    p50 = dict(zip(timing.names, timing.stats, strict=True)).get(name, {}).get("p50_ms")
+    ratio = next((r.value for r in timing.ratios if r.name == name), None)
+    return number(p50, figures.fixed(p50, places)), number(ratio, figures.fixed(ratio, 3))
 
 
 def change(report: Json) -> Table | None:

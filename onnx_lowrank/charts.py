@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from onnx_lowrank import figures, svg
+from onnx_lowrank.figures import middle
 from onnx_lowrank.timings import Speedup, Timing
 from onnx_lowrank.views import by_gain, choice, common_prefix
 
 Json = Mapping[str, Any]
 _RIGHT: Final = svg.WIDTH - 10.0
 _BINS: Final = 36
+_LINE: Final = 54
 _SITES: Final = 15
 
 
@@ -31,20 +33,32 @@ def _histograms(timing: Timing) -> str:
     parts, y, step = [], 0.0, 74.0
     for i, (name, runs) in enumerate(zip(timing.names, timing.samples, strict=True)):
         counts, _ = np.histogram(runs, edges)
+        median, beyond = float(np.median(runs)), sum(r > axis.high for r in runs)
+        said = f"p50 {figures.short(median)} ms, {len(runs)} runs{f', {beyond} beyond the axis' if beyond else ''}"
+        words, lower = heading(name, said, y + 14)
+        y += lower
         base = y + step - 8
         for n, left, right in zip(counts, edges, edges[1:], strict=False):
             if n:
                 height, tip = 46 * n / counts.max(), f"{n} runs, {figures.short(left)}–{figures.short(right)} ms"
                 x = axis(float(left))
-                parts.append(svg.bar(x, base - height, axis(float(right)) - x - 1, height, f"s{i} fill", tip))
-        median, beyond = float(np.median(runs)), sum(r > axis.high for r in runs)
-        more = f", {beyond} beyond the axis" if beyond else ""
-        parts.append(svg.line(axis(median), base - 50, axis(median), base, f"s{i} median"))
-        words = f"{middle(name, 28)}: p50 {figures.short(median)} ms, {len(runs)} runs{more}"
-        parts.append(svg.label(6, y + 14, words, f"name s{i}"))
+                parts.append(
+                    svg.bar(x, base - height, axis(float(right)) - x - 1, height, f"{svg.series(i)} fill", tip)
+                )
+        parts += [svg.line(axis(median), base - 50, axis(median), base, "median"), *words]
         y += step
     name = "milliseconds per run"
     return svg.drawing(f"Latency, {timing.title}", y + 30, svg.x_axis(axis, 20, y - 8, name), *parts)
+
+
+def heading(name: str, said: str, y: float) -> tuple[list[str], float]:
+    """A model's name and its figures as labels on one line, on two where that is too long; and the room of the second.
+
+    Lines are as long as a telephone shows them.
+    """
+    if len(name) + len(said) + 2 <= _LINE:
+        return [svg.label(6, y, f"{name}: {said}", "name")], 0.0
+    return [svg.label(6, y, middle(name, _LINE), "name"), svg.label(6, y + 15, said, "tick")], 15.0
 
 
 def _medians(timing: Timing) -> str:
@@ -57,12 +71,12 @@ def _medians(timing: Timing) -> str:
     parts, y = [], 0.0
     for i, (name, stats) in enumerate(rows):
         p50 = float(stats["p50_ms"])
-        parts.append(svg.label(6, y + 14, f"{middle(name, 44)}: p50 {figures.short(p50)} ms", f"name s{i}"))
+        parts.append(svg.label(6, y + 14, f"{middle(name, 44)}: p50 {figures.short(p50)} ms", "name"))
         tip = f"{name}: p50 {p50} ms, {stats.get('runs')} runs"
-        parts.append(svg.bar(axis(0), y + 21, axis(p50) - axis(0), 14, f"s{i} fill", tip))
+        parts.append(svg.bar(axis(0), y + 21, axis(p50) - axis(0), 14, f"{svg.series(i)} fill", tip))
         for tail in tails[name]:
-            parts.append(svg.line(axis(p50), y + 28, axis(tail), y + 28, f"s{i} median"))
-            parts.append(svg.dot(axis(tail), y + 28, f"s{i} fill", f"{name}: p90 or p99 {tail} ms"))
+            parts.append(svg.line(axis(p50), y + 28, axis(tail), y + 28, "median"))
+            parts.append(svg.dot(axis(tail), y + 28, f"{svg.series(i)} fill", f"{name}: p90 or p99 {tail} ms"))
         y += 46
     return svg.drawing(
         f"Latency, {timing.title}", y + 36, svg.x_axis(axis, 18, y, "median, milliseconds per run"), *parts
@@ -71,26 +85,40 @@ def _medians(timing: Timing) -> str:
 
 def intervals(known: Sequence[Timing]) -> str:
     """Each paired ratio with its 95 % interval, and the A/A controls: what noise alone looks like."""
-    rows: list[tuple[str, Speedup, str]] = []
-    for timing in known:
-        many = len(timing.ratios) > 1
-        for ratio in timing.ratios:
-            rows.append((middle(ratio.name, 32) if many else timing.title, ratio, f"s{timing.names.index(ratio.name)}"))
-        if timing.control:
-            rows.append((f"A/A control, {timing.title}", timing.control, "s0"))
-    if not rows:
+    rows = list(_ratios(known))
+    ends = [v for _, found, _ in rows if found for v in (found.low, found.high)]
+    if not ends:
         return ""
-    axis = svg.linear([1.0, *(v for _, r, _ in rows for v in (r.low, r.high))], 10, _RIGHT)
-    bottom = 36.0 * len(rows) + 6
+    axis = svg.linear([1.0, *ends], 10, _RIGHT)
+    bottom = sum(36.0 if found else 24.0 for _, found, _ in rows) + 6
     parts = [svg.x_axis(axis, 0, bottom, "original ÷ model: above 1 is faster (×)")]
     parts.append(svg.line(axis(1), 0, axis(1), bottom, "reference"))
-    for i, (name, found, class_) in enumerate(rows):
-        y = 36.0 * i + 26
+    y = -10.0
+    for name, found, class_ in rows:
+        if found is None:
+            y += 24
+            parts.append(svg.label(10, y + 6, middle(name, 56), "name way"))
+            continue
+        y += 36
         words = f"{name}: {found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
-        parts.append(svg.label(10, y - 12, words, f"name {class_}"))
+        parts.append(svg.label(10, y - 12, words, "name"))
         parts.append(svg.line(axis(found.low), y, axis(found.high), y, f"{class_} range"))
         parts.append(svg.dot(axis(found.value), y, f"{class_} fill", words, 4.5))
     return svg.drawing("Speed-up with 95 % intervals", bottom + 40, *parts)
+
+
+def _ratios(known: Sequence[Timing]) -> Iterator[tuple[str, Speedup | None, str]]:
+    """Rows of the chart of intervals: name, ratio, colour; without a ratio a head, where models and ways vary."""
+    many = any(len(timing.ratios) > 1 for timing in known)
+    headed = many and len(known) > 1
+    for timing in known:
+        if headed:
+            yield timing.title, None, ""
+        for ratio in timing.ratios:
+            name = middle(ratio.name, 34) if many else middle(timing.title, 34)
+            yield name, ratio, svg.series(timing.names.index(ratio.name))
+        if timing.control:
+            yield middle("A/A control" if headed else f"A/A control, {timing.title}", 34), timing.control, "s0"
 
 
 def sites(report: Json) -> str:
@@ -132,11 +160,6 @@ def _after(site: Json) -> float:
     return float(site["ms_after"] if figures.finite(site.get("ms_after")) else site["ms_before"])
 
 
-def middle(text: str, most: int) -> str:
-    """A long text without its middle."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
-
-
 LOSSES: Final = {
     "relative": "relative squared error of the outputs",
     "cosine": "1 − cosine of the outputs",
@@ -156,7 +179,7 @@ def losses(rows: Sequence[tuple[str, float]], limit: float | None, metric: str =
     for i, (name, loss) in enumerate(rows):
         y = 40.0 * i + 30
         parts.append(svg.label(6, y - 6, f"{middle(name, 44)}: {figures.short(loss)}", "name"))
-        parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, f"s{i + 1} fill", f"{name}: {loss}"))
+        parts.append(svg.bar(axis(0), y, axis(loss) - axis(0), 14, f"{svg.series(i + 1)} fill", f"{name}: {loss}"))
     if limit:
         parts.append(svg.line(axis(limit), 10, axis(limit), bottom, "limit"))
         parts.append(svg.label(axis(limit) - 5, 9, f"limit {figures.short(limit, 1)}", "tick limit-name", "end"))

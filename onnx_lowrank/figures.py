@@ -79,6 +79,11 @@ def percent(value: Any) -> str:
     return f"{100 * value:.1f} %" if finite(value) else MISSING
 
 
+def middle(text: str, most: int) -> str:
+    """A long text without its middle: the beginning and the end tell more."""
+    return text if len(text) <= most else f"{text[: (most - 1) // 2]}…{text[-(most // 2) :]}"
+
+
 def dims(shape: Any) -> str:
     """A shape: 1×3×224×224."""
     return "×".join(str(n) for n in shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else MISSING

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from onnx_lowrank import breakdowns, figures, fourways, verdicts, views
-from onnx_lowrank.timings import is_analysis, model_names
+from onnx_lowrank import breakdowns, figures, fourways, partcharts, verdicts, views
+from onnx_lowrank.timings import is_analysis, model_names, timings
 from onnx_lowrank.views import Table
 
 _TOP: Final = 10
@@ -23,6 +23,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         parts += [f"> **{_plain(n)} could not be compared:** {_plain(r['error'])}" for n, r in named if r.get("error")]
         parts.append(_table(verdicts.compared(report)))
         parts += _titled("Ways of timing", breakdowns.matrix(report))
+        parts += _latency(report)
         parts += _titled(
             f"Since {_plain((report.get('change') or {}).get('against') or '')}", breakdowns.change(report)
         )
@@ -31,9 +32,14 @@ def markdown(report: Mapping[str, Any]) -> str:
             parts.append(_table(views.before_after(report)))
         if (four := fourways.precisions(report)) is not None:
             parts.append(_table(four))
+        parts += _latency(report)
+        if report.get("pareto"):
+            parts += _folded("Pareto frontier: plans that were built and measured", views.pareto(report))
         parts += _sites(report)
     parts += _titled("Outputs", breakdowns.accuracy(report))
     parts += _titled("Fusions and data movement", breakdowns.fusions(report))
+    parts += _folded("Cold start, each in a process of its own", breakdowns.cold(report))
+    parts += _profile(report)
     rows = "\n".join(f"| {_plain(name)} | {_code(text)} |" for name, text in verdicts.environment(report))
     environment = f"| | |\n|:--|:--|\n{rows}"
     if report.get("command"):
@@ -44,6 +50,34 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _titled(title: str, table: Table | None) -> list[str]:
     return [f"### {title}", _table(table)] if table is not None else []
+
+
+def _folded(title: str, table: Table | None, code: int | None = None, below: str = "") -> list[str]:
+    """A table that is opened when it is asked for."""
+    if table is None or not table.rows:
+        return []
+    text = "\n\n".join(part for part in (_table(table, code), below) if part)
+    return [f"<details><summary>{_plain(title)}</summary>\n\n{text}\n\n</details>"]
+
+
+def _latency(report: Mapping[str, Any]) -> list[str]:
+    """Every statistic of every way of timing, and what noise alone looks like."""
+    controls = [
+        f"- A/A control, {_plain(t.title)}: {figures.interval((t.control.low, t.control.high), 3)}"
+        for t in timings(report)
+        if t.control
+    ]
+    return _folded("Latency: percentiles and A/A control", views.latency(report), below="\n".join(controls))
+
+
+def _profile(report: Mapping[str, Any]) -> list[str]:
+    """The nodes that took most of the time, of one model where several were compared."""
+    name, known = partcharts.profiled(report), list(report.get("profile") or ())
+    rows = [row for row in known if not name or row.get("model") == name]
+    ranked = sorted(rows, key=lambda row: -max(row.get("before_ms") or 0.0, row.get("after_ms") or 0.0))
+    table = breakdowns.profile({"profile": [{k: v for k, v in r.items() if k != "model"} for r in ranked[:_TOP]]})
+    of = f" of {name}" if name else ""
+    return _folded(f"Profile by node{of}: the slowest {min(_TOP, len(rows))} of {len(rows)}", table, code=0)
 
 
 def _sites(report: Mapping[str, Any]) -> list[str]:

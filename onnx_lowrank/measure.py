@@ -34,7 +34,8 @@ NOISE, SLOWDOWN = 0.025, 1.08
 class Latency:
     """Paired timing of original and rewritten model; `ratio` above 1 is faster, `aa` is original against itself.
 
-    `before` and `after` hold the single runs too (`samples_ms`), `again` those of the control; `groups` are the rounds
+    `before` and `after` hold the single runs too (`samples_ms`, and `wall_samples_ms` beside CPU times), `again` and
+    `again_wall` those of the control; `groups` are the rounds
     of each group of sessions, `speed` how much slower the processor was after each than at its best. `transfers` are
     milliseconds to move inputs and outputs between host and card; they are in no other time.
     """
@@ -50,6 +51,7 @@ class Latency:
     groups: tuple[int, ...] = ()
     speed: tuple[float, ...] = ()
     again: tuple[float, ...] = ()
+    again_wall: tuple[float, ...] = ()
     transfers: dict[str, float] = dataclasses.field(default_factory=dict)
     provider_options: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -71,6 +73,7 @@ class Latency:
             "rounds_by_session": list(self.groups),
             "processor_slowdown": list(self.speed),
             "control_ms": list(self.again),
+            **({"control_wall_ms": list(self.again_wall)} if self.again_wall else {}),
             **({"transfers": self.transfers} if self.transfers else {}),
         }
 
@@ -122,11 +125,12 @@ def race(
     raced = sessions.race(entrants, seconds=seconds, seed=seed, short=short, apart=apart)
     times, clock = raced.of(provider, threads)
     control, first = times[:, 0], times[:, 1]
-    stats = [_stats(times[:, i], raced.samples.wall[:, i], clock) for i in range(1, times.shape[1])]
+    wall = raced.samples.wall
+    stats = [_stats(times[:, i], wall[:, i], clock) for i in range(1, times.shape[1])]
     if streams > 1:
         plain = [functools.partial(_plain, m, feed, provider, threads, folder) for m in models]
         rates = _throughput(plain, streams, seed, apart)
-        stats = [{**s, "streams": streams, "streams_per_second": float(r)} for s, r in zip(stats, rates, strict=True)]
+        stats = [{**s, **_rates(streams, windows)} for s, windows in zip(stats, rates.T, strict=True)]
     return [
         Latency(
             shape={name: list(np.shape(array)) for name, array in feed.items()},
@@ -141,6 +145,7 @@ def race(
             groups=raced.groups,
             speed=raced.speed,
             again=_milliseconds(control),
+            again_wall=_milliseconds(wall[:, 0]) if clock != "wall" else (),
             transfers=_transfers(entrants[0], provider),
         )
         for column in range(2, len(stats) + 1)
@@ -163,7 +168,7 @@ def _plain(
 
 def _throughput(openers: Sequence[sessions.Opener], streams: int, seed: int, apart: bool) -> Array:
     if apart:
-        return np.concatenate([throughput([opener()], streams, seed=seed) for opener in openers])
+        return np.hstack([throughput([opener()], streams, seed=seed) for opener in openers])
     return throughput([opener() for opener in openers], streams, seed=seed)
 
 
@@ -175,10 +180,22 @@ def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
 
 def _stats(times: Array, wall: Array, clock: str) -> dict[str, Any]:
     found: dict[str, Any] = timing.summary(times)
+    raw: dict[str, Any] = {"samples_ms": list(_milliseconds(times))}
     if clock != "wall":
-        found["wall_p50_ms"] = round(float(np.median(wall)) * 1e3, 6)
+        raw["wall_samples_ms"] = list(_milliseconds(wall))
+        found["wall_p50_ms"] = float(np.median(raw["wall_samples_ms"]))
     found["per_second"] = 1e3 / found["mean_ms"]
-    return {**found, "samples_ms": list(_milliseconds(times))}
+    return {**found, **raw}
+
+
+def _rates(streams: int, windows: Array) -> dict[str, Any]:
+    """Runs a second of several streams at once: the median of some windows, and each of them."""
+    per_second = [round(float(rate), 3) for rate in windows]
+    return {
+        "streams": streams,
+        "streams_per_second": float(np.median(per_second)),
+        "streams_windows_per_second": per_second,
+    }
 
 
 def _milliseconds(times: Array) -> tuple[float, ...]:
@@ -232,8 +249,8 @@ def cautions(entries: Sequence[Latency]) -> list[str]:
             )
         if entry.speed and max(entry.speed) > SLOWDOWN:
             found.append(
-                f"clock throttling ({where}): a fixed computation took {100 * (max(entry.speed) - 1):.0f} % longer "
-                "at times; single times are too high, ratios of the same round hold"
+                f"the processor was slower at times (clock, or a busy neighbour; {where}): a fixed computation took "
+                f"{100 * (max(entry.speed) - 1):.0f} % longer; single times are too high, ratios of the same round hold"
             )
     return list(dict.fromkeys(found))
 

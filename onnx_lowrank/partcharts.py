@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from onnx_lowrank import figures, svg
-from onnx_lowrank.charts import middle, pairs
+from onnx_lowrank.charts import heading, pairs
 
 Json = Mapping[str, Any]
 _RIGHT: Final = svg.WIDTH - 10.0
@@ -30,15 +30,19 @@ def sample_losses(rows: Sequence[tuple[str, Sequence[Any]]], limit: float | None
     parts, y, step = [], 6.0, 74.0
     for i, (name, values) in enumerate(known):
         counts, _ = np.histogram(values, edges)
+        median = math.exp(float(np.median(np.log(values))))
+        said = f"median {figures.short(median)}, worst {figures.short(max(values))}"
+        words, lower = heading(name, said, y + 12)
+        y += lower
         base = y + step - 8
         for n, left, right in zip(counts, edges, edges[1:], strict=False):
             if n:
                 x, height = axis(float(left)), 42 * n / counts.max()
                 tip = f"{n} samples, loss {figures.short(left)}–{figures.short(right)}"
-                parts.append(svg.bar(x, base - height, axis(float(right)) - x - 1, height, f"s{i + 1} fill", tip))
-        median = math.exp(float(np.median(np.log(values))))
-        words = f"{middle(name, 28)}: median {figures.short(median)}, worst {figures.short(max(values))}"
-        parts.append(svg.label(6, y + 12, words, f"name s{i + 1}"))
+                parts.append(
+                    svg.bar(x, base - height, axis(float(right)) - x - 1, height, f"{svg.series(i + 1)} fill", tip)
+                )
+        parts += words
         y += step
     bottom = y - 8
     head = [svg.x_axis(axis, 6, bottom, f"loss of one sample (log), {len(known[0][1])} samples")]
@@ -47,11 +51,16 @@ def sample_losses(rows: Sequence[tuple[str, Sequence[Any]]], limit: float | None
     return svg.drawing("Loss by sample", bottom + 40, *head, *parts)
 
 
-def nodes(report: Json) -> str:
-    """The nodes that took most of the time, before and after; of the last model when several were compared."""
+def profiled(report: Json) -> str:
+    """The compared model whose nodes are drawn: the last one; empty where there is only one."""
     rows = list(report.get("profile") or ())
-    if rows and rows[-1].get("model"):
-        rows = [row for row in rows if row.get("model") == rows[-1]["model"]]
+    return str(rows[-1].get("model") or "") if rows else ""
+
+
+def nodes(report: Json) -> str:
+    """The nodes that took most of the time, before and after; of one model when several were compared."""
+    name = profiled(report)
+    rows = [row for row in report.get("profile") or () if not name or row.get("model") == name]
     timed = [r for r in rows if figures.finite(r.get("before_ms")) or figures.finite(r.get("after_ms"))]
     largest = sorted(timed, key=lambda r: -max(r.get("before_ms") or 0.0, r.get("after_ms") or 0.0))[:_NODES]
     return pairs(

@@ -21,6 +21,7 @@ MOST_BYTES = 1_500_000_000
 
 SITE, PASS = "onnx_lowrank.site", "onnx_lowrank.pass"
 _FUSED = ("BatchNormalization", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul")
+_BLOCKED = ("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
 _MOVES = ("Transpose", "Cast", "MemcpyToHost", "MemcpyFromHost", "ReorderInput", "ReorderOutput")
 _MADE = "made by the runtime"
 
@@ -122,8 +123,8 @@ def label(node: onnx.NodeProto) -> str:
 def owners(model: onnx.ModelProto) -> dict[str, str]:
     """The original's node by the names that the runtime may give to what it runs.
 
-    Those are the names of nodes, and for convolutions in its blocked layout `TENSOR_nchwc` after the tensor that leaves
-    them, be it behind an activation and a sum that were fused into them.
+    Those are the names of nodes, and for convolutions and pools in its blocked layout `TENSOR_nchwc` after the tensor
+    that leaves them, for convolutions be it behind an activation and a sum that were fused into them.
     """
     found: dict[str, str] = {}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -132,10 +133,10 @@ def owners(model: onnx.ModelProto) -> dict[str, str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     for node in model.graph.node:
-        if node.op_type != "Conv":
+        if node.op_type not in _BLOCKED:
             continue
         tensor = node.output[0]
-        for _ in range(4):
+        for _ in range(4 if node.op_type == "Conv" else 1):
             found.setdefault(f"{tensor}_nchwc", found[node.name])
             after = readers.get(tensor, [])
             if len(after) != 1 or after[0].op_type not in _FUSED:

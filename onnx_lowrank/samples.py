@@ -10,24 +10,34 @@ from typing import Any, Final
 from onnx_lowrank.timings import model_names
 
 Json = Mapping[str, Any]
-HEAD: Final = ("model", "provider", "threads", "shape", "clock", "session", "round", "milliseconds")
+HEAD: Final = (
+    "model",
+    "provider",
+    "threads",
+    "shape",
+    "clock",
+    "session",
+    "round",
+    "milliseconds",
+    "wall_milliseconds",
+)
 
 
 def csv_text(report: Json) -> str:
-    """Every run: model, how it was timed, which group of sessions, which round, milliseconds.
+    """Every run: model, how it was timed, which group of sessions, which round, milliseconds, wall beside CPU time.
 
     The original's second session, the A/A control, is called `MODEL (control)`. Rounds pair the models.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(HEAD)
-    for name, entry, times in _series(report):
+    for name, entry, times, wall in _series(report):
         shape = "; ".join(f"{n} {'x'.join(map(str, dims))}" for n, dims in (entry.get("shape") or {}).items())
         session = _sessions(entry.get("rounds_by_session") or [len(times)])
         for index, ms in enumerate(times):
             group = session[index] if index < len(session) else ""
-            row = (name, entry.get("provider", ""), entry.get("threads"), shape, entry.get("clock"), group, index, ms)
-            writer.writerow(row)
+            where = (name, entry.get("provider", ""), entry.get("threads"), shape, entry.get("clock"), group, index)
+            writer.writerow((*where, ms, wall[index] if index < len(wall) else ""))
     return stream.getvalue()
 
 
@@ -35,7 +45,11 @@ def _sessions(groups: Sequence[int]) -> list[int]:
     return [index for index, count in enumerate(groups) for _ in range(count)]
 
 
-def _series(report: Json) -> Iterator[tuple[str, Json, Sequence[float]]]:
+Series = tuple[str, Json, Sequence[float], Sequence[float]]
+"""Name, entry, milliseconds of every run, and those of the wall where the others are not."""
+
+
+def _series(report: Json) -> Iterator[Series]:
     if "models" not in report:
         for entry in report.get("latency") or ():
             yield from _pair("original", "rewritten", entry, first=True)
@@ -53,8 +67,9 @@ def _series(report: Json) -> Iterator[tuple[str, Json, Sequence[float]]]:
                 seen = True
 
 
-def _pair(old: str, new: str, entry: Json, *, first: bool) -> Iterator[tuple[str, Json, Sequence[float]]]:
+def _pair(old: str, new: str, entry: Json, *, first: bool) -> Iterator[Series]:
+    sides = [(old, entry["before"])] if first else []
     if first:
-        yield f"{old} (control)", entry, entry.get("control_ms") or ()
-        yield old, entry, entry["before"].get("samples_ms") or ()
-    yield new, entry, entry["after"].get("samples_ms") or ()
+        yield f"{old} (control)", entry, entry.get("control_ms") or (), entry.get("control_wall_ms") or ()
+    for name, side in (*sides, (new, entry["after"])):
+        yield name, entry, side.get("samples_ms") or (), side.get("wall_samples_ms") or ()

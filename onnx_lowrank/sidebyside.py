@@ -8,13 +8,12 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from onnx_lowrank import breakdowns, figures, verdicts, views
+from onnx_lowrank import breakdowns, figures, grids, verdicts
 from onnx_lowrank.timings import Timing, model_names, timings
+from onnx_lowrank.views import Column
 
 Json = Mapping[str, Any]
 _WIDE: Final = 130
-_NAME: Final = 26
-_CELL: Final = 22
 
 
 def show(report: Json, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -24,10 +23,10 @@ def show(report: Json, *, quiet: bool = False, console: Console | None = None) -
         report: `Comparison.to_dict()`.
         quiet: the verdict and what failed only.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False)
     if not quiet:
         for timing in timings(report):
-            console.print(_latency(report, timing, wide=console.width >= _WIDE))
+            console.print(_latency(report, timing, console.width))
             if timing.control:
                 ends = figures.interval((timing.control.low, timing.control.high), 3)
                 console.print(f"  {timing.title}, A/A control {ends}", style="dim", soft_wrap=True)
@@ -44,22 +43,21 @@ def show(report: Json, *, quiet: bool = False, console: Console | None = None) -
     console.print(said.where, soft_wrap=True)
 
 
-def _latency(report: Json, timing: Timing, *, wide: bool) -> Table:
+def _latency(report: Json, timing: Timing, width: int) -> Table:
+    wide = width >= _WIDE
     rows = dict(zip(model_names(report), report["models"], strict=True))
     cold = {row.get("model"): row for row in report.get("cold") or ()}
-    table = Table(box=None, pad_edge=False)
     heads = ["model", "p50", "speed-up", "95 % interval", "loss", "file"]
     heads += ["p90", "runs/s", "parameters", "load", "first run", "memory"] if wide else []
     if "streams" in timing.stats[0]:
         heads.append(f"{timing.stats[0]['streams']} streams")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "model" else "right", overflow="fold" if wide else "ellipsis")
     ratios = {ratio.name: ratio for ratio in timing.ratios}
     places = figures.decimals(s.get("p50_ms") for s in timing.stats)
+    lines = []
     for name, stats in zip(timing.names, timing.stats, strict=True):
         row, ratio, start = rows[name], ratios.get(name), cold.get(name) or {}
         cells = [
-            name if wide else _short(name, _NAME),
+            name,
             f"{figures.fixed(stats.get('p50_ms'), places)} ms",
             f"{ratio.value:.3f}×" if ratio else "1",
             figures.interval((ratio.low, ratio.high), 3) if ratio else "",
@@ -72,8 +70,8 @@ def _latency(report: Json, timing: Timing, *, wide: bool) -> Table:
             cells.append(figures.size(start.get("peak_bytes")))
         if "streams" in timing.stats[0]:
             cells.append(f"{figures.short(stats.get('streams_per_second'))}/s")
-        table.add_row(*cells)
-    return table
+        lines.append(cells)
+    return grids.grid([Column(head, numeric=head != "model") for head in heads], lines, width)
 
 
 def _ms(value: Any) -> str:
@@ -85,22 +83,6 @@ def _details(report: Json, console: Console) -> None:
     accuracy, change = breakdowns.accuracy(report), breakdowns.change(report)
     narrow = ("model", "output", "absolute tolerance", "cosine", "SQNR dB", "same top 1")
     if accuracy is not None:
-        console.print(_plain(accuracy, None if console.width >= _WIDE + 40 else narrow))
+        console.print(grids.of(accuracy, console.width, None if console.width >= _WIDE + 40 else narrow))
     if change is not None:
-        console.print(_plain(change, None))
-
-
-def _plain(table: views.Table, names: tuple[str, ...] | None) -> Table:
-    kept = [i for i, column in enumerate(table.columns) if names is None or column.name in names]
-    plain = Table(box=None, pad_edge=False)
-    for i in kept:
-        column = table.columns[i]
-        plain.add_column(column.name, justify="right" if column.numeric else "left", overflow="fold")
-    for row in table.rows:
-        plain.add_row(*(row[i].text if names is None else _short(row[i].text, _CELL) for i in kept))
-    return plain
-
-
-def _short(text: str, most: int) -> str:
-    """The beginning and the end, which tell more than the middle."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+        console.print(grids.of(change, console.width))

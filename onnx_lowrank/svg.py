@@ -12,6 +12,14 @@ WIDTH: Final = 440
 """Drawn width: fills half a desktop page enlarged, and a telephone without unreadable labels."""
 
 
+_COLOURS: Final = 8
+
+
+def series(index: int) -> str:
+    """The class of a model's colour: grey for the first, the others go round the rest of the palette (report.css)."""
+    return f"s{index if index < _COLOURS else 1 + (index - 1) % (_COLOURS - 1)}"
+
+
 def tag(name: str, *children: str, **attributes: str | float | None) -> str:
     """An element; attribute `text_anchor` is text-anchor, `class_` is class. Children are markup already."""
     words = "".join(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnx_lowrank import fourways, views
+from onnx_lowrank import figures, fourways, grids, sitelines
 from onnx_lowrank.cache import Entry
 from onnx_lowrank.fragment import size_text
 from onnx_lowrank.latency import CONTROL, DENSE, noise_of
@@ -47,9 +46,7 @@ _STAGES = {
     "race": "time models turn about",
     "report": "report",
 }
-_TOP = 12
 _STAIRCASES = 6
-_NAME = 32
 
 
 @contextmanager
@@ -76,38 +73,39 @@ def progress(hidden: bool) -> Iterator[Tick]:
         yield tick
 
 
-def show_report(report: Report, *, quiet: bool, analysis: bool) -> None:
-    """Before and after, the verdict, the sites with their choice, the rest counted by reason."""
-    console = Console(highlight=False)
+def show_report(report: Report, *, quiet: bool, analysis: bool, console: Console | None = None) -> None:
+    """Before and after, the sites with their choice, the rest counted by reason, the verdict, the command."""
+    console = console or Console(highlight=False, markup=False)
     if not quiet:
         if analysis:
             _show_staircases(console, report)
         if report.latency and (report or analysis):
             console.print(_before_after(report, analysis=analysis))
         if (four := fourways.precisions(report.to_dict())) is not None:
-            console.print(_plain(four))
-        if report.plan.decisions:
-            console.print(_sites(report, everything=analysis))
-        for reason, count in report.to_dict()["kept"].items():
-            console.print(f"  {count} nodes kept: {reason}", style="dim")
+            console.print(grids.of(four, console.width))
+        _show_sites(console, report, everything=analysis)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow")
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     if analysis:
-        console.print(_prospect(report), style="bold")
+        console.print(_prospect(report), style="bold", soft_wrap=True)
     else:
-        console.print(report.verdict.sentence(), style="bold")
-        if not quiet:
-            console.print(f"wrote {report.after.path}")
+        console.print(report.verdict.sentence(), style="bold", soft_wrap=True)
+    if quiet:
+        return
+    if not analysis:
+        console.print(f"wrote {report.after.path}", soft_wrap=True)
+    if report.command:
+        console.print(f"again: {report.command}", style="dim", soft_wrap=True)
 
 
-def _plain(given: views.Table) -> Table:
-    """A table of the reports as the terminal prints it."""
-    table = Table(box=None, pad_edge=False)
-    for column in given.columns:
-        table.add_column(column.name, justify="right" if column.numeric else "left")
-    for row in given.rows:
-        table.add_row(*(cell.text for cell in row))
-    return table
+def _show_sites(console: Console, report: Report, *, everything: bool) -> None:
+    lines: list[str] = []
+    if report.plan.decisions:
+        table, lines = sitelines.table(report, console.width, everything=everything)
+        console.print(table)
+    lines += [f"  {count} nodes kept: {reason}" for reason, count in report.to_dict()["kept"].items()]
+    for line in lines:
+        console.print(line, style="dim", soft_wrap=True)
 
 
 def _prospect(report: Report) -> str:
@@ -119,24 +117,24 @@ def _prospect(report: Report) -> str:
     found = report.additivity
     if not found:
         return f"{text}."
-    return (
-        f"{text}: {found['before_ms']:.1f} ms would become {found['predicted_ms']:.1f} ms as predicted from the sites, "
-        f"{found['measured_ms']:.1f} ms as measured."
-    )
+    times = [found[f"{key}_ms"] for key in ("before", "predicted", "measured")]
+    before, predicted, measured = (figures.fixed(ms, figures.decimals(times)) for ms in times)
+    return f"{text}: {before} ms would become {predicted} ms as predicted from the sites, {measured} ms as measured."
 
 
 def _before_after(report: Report, *, analysis: bool) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("", "before", "after", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
+    places = figures.decimals(side["p50_ms"] for entry in report.latency for side in (entry.before, entry.after))
     for entry in report.latency:
-        b, a = float(entry.before["p50_ms"]), float(entry.after["p50_ms"])
+        b, a = (figures.fixed(side["p50_ms"], places) for side in (entry.before, entry.after))
         threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else "default threads"
-        table.add_row(f"latency p50, {threads}", f"{b:.2f} ms", f"{a:.2f} ms", f"{entry.ratio.value:.2f}×")
+        table.add_row(f"latency p50, {threads}", f"{b} ms", f"{a} ms", f"{entry.ratio.value:.2f}×")
     if report.additivity:
         before, predicted = report.additivity["before_ms"], report.additivity["predicted_ms"]
-        ratio = f"{before / predicted:.2f}×"
-        table.add_row("  predicted from the sites", f"{before:.2f} ms", f"{predicted:.2f} ms", ratio)
+        b, a, ratio = figures.fixed(before, places), figures.fixed(predicted, places), f"{before / predicted:.2f}×"
+        table.add_row("  predicted from the sites", f"{b} ms", f"{a} ms", ratio)
     if analysis:
         return table
     for name in ("bytes", "parameters", "macs"):
@@ -152,55 +150,20 @@ def _show_staircases(console: Console, report: Report) -> None:
     """Rank and milliseconds of the costliest geometries; ranks behind an edge are as slow and never chosen."""
     rows = [(key, row) for key, row in report.staircases.items() if DENSE in row and len(row) > 1]
     for key, row in sorted(rows, key=lambda item: -item[1][DENSE])[:_STAIRCASES]:
-        console.print(f"{key}: dense {row[DENSE]:.2f} ms", style="bold")
+        places = figures.decimals(row.values())
+        console.print(f"{key}: dense {figures.fixed(row[DENSE], places)} ms", style="bold", soft_wrap=True)
         for kind in dict.fromkeys(label.split()[0] for label in row if label not in (DENSE, CONTROL)):
             ms = {_ranks(label): time for label, time in row.items() if label.split()[0] == kind}
             edges = eligible(ms, noise_of(row))
-            named = [(size, f"{size_text(*size)}:{ms[size]:.2f}") for size in sorted(ms)]
+            named = [(size, f"{size_text(*size)}:{figures.fixed(ms[size], places)}") for size in sorted(ms)]
             steps = " ".join(text for size, text in named if size in edges)
             never = " ".join(text for size, text in named if size not in edges)
-            console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""))
+            console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""), soft_wrap=True)
 
 
 def _ranks(label: str) -> tuple[int, ...]:
     """The ranks in the label of a time, the last factor's first."""
     return tuple(int(rank) for rank in reversed(label.split()[1].split("x")))
-
-
-def _sites(report: Report, *, everything: bool) -> Table:
-    table = Table(box=None, pad_edge=False)
-    more = ("positions", "effective rank") if everything else ()
-    for name in ("site", "weight", "choice", "ms", "error", *more):
-        table.add_column(name, justify="left" if name in ("site", "choice") else "right", no_wrap=name != "choice")
-    ordered = sorted(report.plan.decisions, key=lambda d: -((d.ms_before or 0) - (d.ms_after or d.ms_before or 0)))
-    shared = _shared_path([d.node for d in ordered])
-    for d in ordered if everything else ordered[:_TOP]:
-        choice = f"{d.kind} {size_text(d.rank or 0, d.inner)}" if d.kind else f"dense: {d.why.value if d.why else ''}"
-        ms = "" if d.ms_before is None else f"{d.ms_before:.3f}"
-        ms += f" → {d.ms_after:.3f}" if d.kind and d.ms_after is not None else ""
-        error = "" if d.error is None else f"{d.error:.4f}"
-        known = report.evidence.get(d.node)
-        basis = (f"{known.positions}", f"{known.effective_rank:.0f} of {known.width}") if known else ("", "")
-        table.add_row(
-            _short_name(d.node[shared:]), f"{d.shape[0]}×{d.shape[1]}", choice, ms, error, *basis[: len(more)]
-        )
-    if not everything and len(ordered) > _TOP:
-        table.add_row(f"… {len(ordered) - _TOP} more", "", "", "", "")
-    return table
-
-
-def _short_name(name: str) -> str:
-    """The end of a long name, which tells more than its beginning."""
-    return name if len(name) <= _NAME else "…" + name[-_NAME + 1 :]
-
-
-def _shared_path(names: list[str]) -> int:
-    """Length of the leading path, up to a slash, that all names share."""
-    if len(names) < 2:
-        return 0
-    low, high = min(names).split("/"), max(names).split("/")  # what the extremes share, all share
-    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low[:-1], high[:-1], strict=False))
-    return sum(len(part) + 1 for part, _ in shared)
 
 
 def show_sweep(reports: Iterable[Report]) -> None:
@@ -215,13 +178,13 @@ def show_sweep(reports: Iterable[Report]) -> None:
         limit = "" if v.loss_limit is None else f"{v.loss_limit:g}"
         row = (limit, f"{v.loss:.2g}", f"{v.speedup.value:.2f}×", interval, _short(report.after.bytes))
         table.add_row(report.after.path, *row)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def show_cache(entries: Iterable[Entry], folder: Path) -> None:
     """The tables of a cache folder."""
     found = list(entries)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not found:
         console.print(f"no tables in {folder}")
     for entry in found:
@@ -244,4 +207,4 @@ def show_catalogue(entries: Iterable[Any]) -> None:
         table.add_column(name)
     for entry in entries:
         table.add_row(entry.name, f"{entry.package} {entry.version}", entry.description)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)

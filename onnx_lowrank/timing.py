@@ -1,4 +1,8 @@
-"""Timing that holds up on a shared machine: turn about in random order, paired ratios, bootstrap intervals."""
+"""Timing that holds up on a shared machine: turn about in random order, paired ratios, percentiles.
+
+Intervals of whole models are Student's t over groups of sessions (sessions.py, docs/decisions/030); the bootstrap over
+rounds here is for what has one group only.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from onnx_lowrank import figures, svg
+from onnx_lowrank.figures import middle
 from onnx_lowrank.views import choice, chosen_point
 
 Json = Mapping[str, Any]
@@ -52,6 +54,42 @@ def _drawable(value: Any) -> bool:
     return figures.finite(value) and 0 < value < _FAR
 
 
+@dataclasses.dataclass(frozen=True)
+class _Label:
+    """Where the words beside a point stand."""
+
+    words: str
+    x: float
+    y: float
+    anchor: str
+
+    def covers(self, other: _Label) -> bool:
+        """Whether two labels would be written over each other."""
+        (a, b), (c, d) = self._ends(), other._ends()
+        return abs(self.y - other.y) < _LINE and a < d and c < b
+
+    def _ends(self) -> tuple[float, float]:
+        wide = _GLYPH * len(self.words)
+        return (self.x - wide, self.x) if self.anchor == "end" else (self.x, self.x + wide)
+
+
+def _labels(points: Sequence[tuple[str, float, float]], top: float, bottom: float) -> list[_Label]:
+    """A label for each point on its roomier side; near points' labels go above each other."""
+    found: list[_Label] = []
+    for name, px, py in points:
+        end = px > svg.WIDTH / 2
+        x = px + (-9 if end else 9)
+        words = middle(name, int((x if end else svg.WIDTH - x) / _GLYPH))
+        free = [_Label(words, x, py - 8 + step, "end" if end else "start") for step in _STEPS]
+        free = [one for one in free if top - 6 < one.y < bottom]
+        found.append(next((one for one in free if not any(one.covers(other) for other in found)), free[0]))
+    return found
+
+
+_LINE, _GLYPH, _NEAR = 14.0, 7.2, 24.0
+_STEPS: Final = tuple(sign * k * _LINE for k in range(16) for sign in ((1, -1) if k else (1,)))
+
+
 def models(rows: Sequence[tuple[str, float, float]]) -> str:
     """Loss of compared models against their median latency: (name, ms, loss)."""
     if len(rows) < 2:
@@ -61,12 +99,14 @@ def models(rows: Sequence[tuple[str, float, float]]) -> str:
     y = svg.linear([*(v for _, _, v in rows), 1e-12], bottom, top, zero=True)
     parts = [svg.y_axis(y, _LEFT + 12, _RIGHT, "loss against the first model")]
     parts.append(svg.x_axis(x, top, bottom, "p50, milliseconds per run"))
-    for i, (name, ms, loss) in enumerate(rows):
-        end = x(ms) > svg.WIDTH / 2
-        parts.append(svg.dot(x(ms), y(loss), f"s{i} fill", f"{name}: {ms} ms, loss {loss}", 5))
-        parts.append(
-            svg.label(x(ms) + (-9 if end else 9), y(loss) - 8, name[-40:], f"name s{i}", "end" if end else "start")
-        )
+    places = _labels([(name, x(ms), y(loss)) for name, ms, loss in rows], top, bottom)
+    for i, ((name, ms, loss), place) in enumerate(zip(rows, places, strict=True)):
+        class_ = svg.series(i)
+        if abs(place.y - y(loss)) > _NEAR:
+            near = place.y if place.y < y(loss) else place.y - 9
+            parts.append(svg.line(x(ms), y(loss), place.x, near, f"{class_} leader"))
+        parts.append(svg.dot(x(ms), y(loss), f"{class_} fill", f"{name}: {ms} ms, loss {loss}", 5))
+        parts.append(svg.label(place.x, place.y, place.words, "name", place.anchor))
     return svg.drawing("Loss against latency", bottom + 40, *parts)
 
 

@@ -25,10 +25,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column's head; numbers stand to the right."""
+    """A column's head, and what it says when pointed at; numbers stand to the right."""
 
     name: str
     numeric: bool = True
+    help: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +99,13 @@ def latency(report: Json) -> Table:
                 (
                     words(timing.title),
                     words(name),
-                    *cells,
                     number(value, figures.fixed(value, 3)),
                     number(found and found.low, ends),
+                    *cells,
                 )
             )
     columns = (Column("timed with", numeric=False), Column("model", numeric=False))
-    numbers = (*(Column(_statistic(k)) for k in keys), Column("speed-up"), Column("95 % interval"))
+    numbers = (Column("speed-up"), Column("95 % interval"), *(Column(_statistic(k)) for k in keys))
     return Table("latency", (*columns, *numbers), tuple(rows))
 
 
@@ -153,15 +154,16 @@ def chosen_point(report: Json) -> Json | None:
 def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
     """Every site with its choice, or the reason why it was kept."""
     known = list(report.get("sites") or ()) if rows is None else list(rows)
-    whole, prefix = model_ms(report), common_prefix(report)
+    (parts, basis), prefix = shares(report), common_prefix(report)
     times = figures.decimals(v for s in known for v in (s.get("ms_before"), s.get("ms_after")))
-    longest = max((float(s["ms_before"]) for s in known if figures.finite(s.get("ms_before"))), default=0.0)
+    largest = max(parts.values(), default=0.0)
     with_loss = any(figures.finite(s.get("loss")) for s in known)
     with_reason = any(site.get("reason") for site in known)
     body = []
     for site in known:
         old, new, shape = site.get("ms_before"), site.get("ms_after"), site.get("shape") or []
-        share, bar = (old / whole, old / longest) if figures.finite(old) and whole and longest else (None, None)
+        share = parts.get(str(site.get("node")))
+        bar = share / largest if share is not None and largest else None
         body.append(
             (
                 words(str(site.get("node", "")).removeprefix(prefix)),
@@ -179,8 +181,34 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
         )
     numbers = ("share", "before ms", "after ms", "saved ms", "error", *(["loss"] if with_loss else []))
     columns = (Column("site", numeric=False), Column("op", numeric=False), Column("weight"), Column("choice", False))
+    heads = (Column(n, help=basis if n == "share" else "") for n in numbers)
     last = [Column("kept because", numeric=False)] if with_reason else []
-    return Table("sites", (*columns, *(Column(n) for n in numbers), *last), tuple(body))
+    return Table("sites", (*columns, *heads, *last), tuple(body))
+
+
+_PROFILED = "Share: the site's part of the time of all nodes in the runtime's own profile of the original."
+_ALONE = "Share: the site's fragment alone, over the time of the model or of all fragments, whichever is longer."
+
+
+def shares(report: Json) -> tuple[dict[str, float], str]:
+    """What part of the model's time each site takes, by its name, and how that is known.
+
+    Out of the profile where there is one: there a site runs as in the model, fused. A fragment alone can take longer.
+    """
+    nodes = {r.get("node"): r for r in report.get("profile") or () if figures.finite(r.get("before_ms"))}
+    total = sum(float(r["before_ms"]) for r in nodes.values() if r.get("op") not in ("If", "Loop", "Scan"))
+    known = list(report.get("sites") or ())
+    found = {}
+    for site in known:
+        times = [nodes[n]["before_ms"] for n in (site.get("node"), *(site.get("tied") or ())) if n in nodes]
+        if times and total:
+            found[str(site.get("node"))] = sum(times) / total
+    if found:
+        return found, _PROFILED
+    alone = {str(s.get("node")): float(s["ms_before"]) for s in known if figures.finite(s.get("ms_before"))}
+    whole = model_ms(report)
+    longest = max(whole, sum(alone.values())) if whole else None
+    return ({name: ms / longest for name, ms in alone.items()} if longest else {}), _ALONE
 
 
 def dense_reasons(report: Json) -> dict[str, int]:

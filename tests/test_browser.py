@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from onnx_lowrank.html import html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -135,6 +138,100 @@ def test_the_parts_of_a_report_are_there(browser: Browser, written: dict[str, Wr
     axes = page.locator("svg.chart .axis").all_text_contents()
     assert axes
     assert all(re.search(r"ms|milliseconds|loss|rank|×", axis) for axis in axes)
+
+
+LONG = "a_folder_of_models/recogniser_of_a_long_name_that_tells_all_versions_and_settings_apart"
+
+
+def crowded(data: dict[str, Any]) -> dict[str, Any]:
+    """A comparison of eleven models with long names, timed in two ways; losses and times lie close together."""
+    data = copy.deepcopy(data)
+    first, second = data["models"][:2]
+    more = [{**second, "path": f"{LONG}_{i}.onnx", "loss": 1e-3 * (1 + i % 3)} for i in range(9)]
+    data["models"] = [{**first, "path": f"{LONG}_baseline.onnx"}, *more, {**second, "path": f"{LONG}_9.onnx"}]
+    for row in data["models"]:
+        if row["latency"]:
+            row["latencies"] = [{**row["latency"], "threads": 4, "provider": "cuda"}]
+    for key in ("profile", "accuracy", "cold"):
+        for row in data[key]:
+            row["model"] = f"{LONG.rpartition('/')[2]}_9.onnx"
+    return lengthened(data)
+
+
+def lengthened(data: dict[str, Any]) -> dict[str, Any]:
+    """A report with long names of nodes and outputs."""
+    data = copy.deepcopy(data)
+    for row in [*data.get("sites", ()), *data["profile"]]:
+        row["node"] = (
+            f"/deberta/encoder/layer.11/attention/self/{row['node'].replace('/', '')}/a_name_without_any_break"
+        )
+    for row in data["accuracy"]:
+        row["output"] = "a_long_name_of_an_output_without_any_break_that_goes_on_and_on:0"
+    return data
+
+
+@pytest.fixture
+def long_page(written: dict[str, Written], command: str, tmp_path: Path) -> Path:
+    """A page of long names."""
+    data = written[command].data
+    path = tmp_path / "long.html"
+    path.write_text(html(crowded(data) if command == "compare" else lengthened(data)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_table_is_cut_on_paper(browser: Browser, long_page: Path) -> None:
+    """A4 without the margins of the style sheet, at 96 dots an inch: a page that is printed cannot be scrolled."""
+    page, _, _ = opened(browser, long_page, 688)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    page.emulate_media(media="print")
+    for name, right in page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => [t.id, t.getBoundingClientRect().right])"
+    ):
+        assert right <= 688, name
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    broken = page.evaluate(
+        "[...document.querySelectorAll('table.sortable td.num')].filter(c => c.textContent.length && (() => {"
+        "const r = document.createRange(); r.selectNodeContents(c.firstChild); return r.getClientRects().length > 1;"
+        "})()).map(c => c.textContent)"
+    )
+    assert broken == [], "numbers stay whole"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("width", [1280, 400])
+def test_labels_stay_in_their_panels_and_apart(browser: Browser, long_page: Path, width: int) -> None:
+    page, _, _ = opened(browser, long_page, width)
+    beyond = page.evaluate(
+        "[...document.querySelectorAll('figure text')].filter(t => {"
+        "const f = t.closest('figure').getBoundingClientRect(), b = t.getBoundingClientRect();"
+        "return b.left < f.left || b.right > f.right; }).map(t => t.textContent)"
+    )
+    assert beyond == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    over = page.evaluate(
+        "[...document.querySelectorAll('#frontier svg .name')].flatMap((one, i, all) => all.slice(i + 1).filter("
+        "two => { const a = one.getBoundingClientRect(), b = two.getBoundingClientRect();"
+        "return a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom; })"
+        ".map(two => one.textContent + two.textContent))"
+    )
+    assert over == []
+
+
+def test_every_model_has_a_colour_and_its_way(browser: Browser, written: dict[str, Written], tmp_path: Path) -> None:
+    """More models than the palette has colours: none is black, and rows of one model tell how it was timed."""
+    path = tmp_path / "crowded.html"
+    path.write_text(html(crowded(written["compare"].data)), encoding="utf-8")
+    page, logged, _ = opened(browser, path)
+    fills = "[...document.querySelectorAll('svg .mark')].map(m => getComputedStyle(m).fill)"
+    assert "rgb(0, 0, 0)" not in page.evaluate(fills)
+    assert len(set(page.evaluate(fills))) == 8
+    ways = page.locator("#latency svg .way").all_text_contents()
+    assert ways == ["1 thread, CPU time, cpu", "4 threads, CPU time, cuda"]
+    assert page.locator("#profile h3").first.inner_text().endswith("apart_9.onnx")
+    heads = page.locator("#table-latency th").all_inner_texts()
+    assert [head.strip() for head in heads[:4]] == ["timed with", "model", "speed-up", "95 % interval"]
+    assert logged == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -92,6 +92,8 @@ def test_every_shape_and_number_of_threads_is_timed(models: Path) -> None:
         assert (entry["threads"], entry["shape"]["x"]) == (threads, shape)
         assert entry["before"]["streams"] == 2
         assert entry["after"]["streams_per_second"] > 0
+        windows = entry["after"]["streams_windows_per_second"]
+        assert entry["after"]["streams_per_second"] == pytest.approx(np.median(windows), rel=1e-9)
     assert any("a shape was not timed" in w and "2,7" in w for w in data["warnings"])
     assert any("not timed on cuda" in w for w in data["warnings"])
     rows = Page(html(data)).rows("matrix")

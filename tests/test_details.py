@@ -47,6 +47,11 @@ def test_statistics_follow_from_the_raw_samples(written: dict[str, Written], com
             assert len(ms) == stats["runs"] == sum(entry["rounds_by_session"])
             assert stats["p50_ms"] == pytest.approx(np.median(ms), rel=1e-9)
             assert stats["mean_ms"] == pytest.approx(ms.mean(), rel=1e-9)
+            if entry["clock"] == "thread":
+                assert len(stats["wall_samples_ms"]) == len(ms)
+                assert stats["wall_p50_ms"] == pytest.approx(np.median(stats["wall_samples_ms"]), rel=1e-9)
+            else:
+                assert not {"wall_p50_ms", "wall_samples_ms"} & set(stats)
             assert stats["per_second"] == pytest.approx(1e3 / ms.mean(), rel=1e-9)
             for percent, fewest in ((90, 64), (99, 662)):
                 assert (f"p{percent}_ms" in stats) == (len(ms) >= fewest)
@@ -143,6 +148,9 @@ def test_csv_has_every_run(written: dict[str, Written], command: str) -> None:
         for ms in (entry["before"]["samples_ms"], entry["after"]["samples_ms"], entry["control_ms"]):
             found = [r for r in rows if r["threads"] == str(entry["threads"])]
             assert {float(r["milliseconds"]) for r in found} >= set(ms)
+        if entry["clock"] == "thread":
+            wall = {float(r["wall_milliseconds"]) for r in rows if r["clock"] == "thread"}
+            assert wall >= {*entry["before"]["wall_samples_ms"], *entry["control_wall_ms"]}
     session = [int(r["session"]) for r in rows if r["model"] == rows[0]["model"] and r["threads"] == rows[0]["threads"]]
     assert session == sorted(session)
     assert len(set(session)) >= 3

@@ -59,6 +59,25 @@ def test_warnings_and_a_comparison(written: dict[str, Written]) -> None:
     assert float(rows[1][2]) == pytest.approx(compared["models"][1]["latency"]["ratio"], abs=6e-4)
 
 
+@pytest.mark.parametrize("command", ["optimize", "compare"])
+def test_it_carries_the_facts_of_the_page(written: dict[str, Written], command: str) -> None:
+    data = written[command].data
+    text = markdown(data)
+    entry = data["latency"][0] if command == "optimize" else data["models"][1]["latency"]
+    control = "{:.3f}–{:.3f}".format(*entry["aa_ratio_ci"])
+    assert f": {control}" in next(line for line in text.splitlines() if line.startswith("- A/A control"))
+    head = next(line for line in text.splitlines() if line.startswith("| timed with"))
+    assert "p50 ms" in head
+    assert "| speed-up | 95 % interval |" in head
+    assert len(_rows(text, "| load ms |")) == len(data["cold"])
+    nodes = [row[0].strip("`") for row in _rows(text, "| node |") if "→" not in row[0]]
+    assert 0 < len(nodes) <= 10
+    assert set(nodes) <= {row["node"] for row in data["profile"]}
+    if command == "optimize":
+        assert len(_rows(text, "| rewritten | sites ms |")) == len(data["pareto"])
+    assert text.count("<details>") == text.count("</details>") >= 4
+
+
 def test_names_out_of_a_model_are_text(written: dict[str, Written]) -> None:
     data = copy.deepcopy(written["optimize"].data)
     data["sites"][0]["node"] = "a|b`` <script>\n# head"

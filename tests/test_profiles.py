@@ -36,6 +36,23 @@ def test_a_convolution_is_found_behind_what_was_fused_into_it(tmp_path: Path) ->
     assert all(ms > 0 for ms, _ in times.values())
 
 
+def test_pools_in_the_blocked_layout_are_nodes_of_the_user(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    pools (float[1, 16, 128, 128] x) => (float[1, 16, 1, 1] y) <float[16, 16, 1, 1] w = {WEIGHT}> {
+        c = Conv(x, w)
+        m = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]>(c)
+        a = AveragePool <kernel_shape: ints = [2, 2]>(m)
+        y = GlobalAveragePool(a)
+    }"""
+    model = parser.parse_model(text.replace("{WEIGHT}", f"{{{', '.join(['0.5'] * 256)}}}"))
+    feed = {"x": np.ones((1, 16, 128, 128), np.float32)}
+    found = profile_model(model, feed, tmp_path, provider="cpu", threads=1, runs=2)
+    names = {"Conv → c", "MaxPool → m", "AveragePool → a", "GlobalAveragePool → y"}
+    assert names <= set(found.by_owner())
+    made = {r["node"] for r in profiles.compared(found, found) if r["op"] == "made by the runtime"}
+    assert made <= {"ReorderInput", "ReorderOutput"}
+
+
 def event(name: str, us: int, kind: str = "Node") -> dict[str, Any]:
     return {"cat": kind, "name": name, "dur": us, "args": {"op_name": "Conv"}}
 

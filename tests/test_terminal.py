@@ -1,110 +1,167 @@
-"""What `analyze` prints of the staircases: which ranks are steps, and which are never chosen."""
+"""What the terminal shows: rows of a line or two however narrow it is, sentences that are not broken, the command."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable
-from pathlib import Path
+import io
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from rich.console import Console
 
-import onnx_lowrank
-from onnx_lowrank.passes.tucker import TUCKER
-from onnx_lowrank.report import Report
-from onnx_lowrank.sites import Geometry
-from onnx_lowrank.staircase import eligible, right_edges
-from onnx_lowrank.terminal import show_report
-from tests.saved import ROW, save_table
+from onnx_lowrank import figures, grids, sidebyside, terminal
+from onnx_lowrank.evidence import Evidence
+from onnx_lowrank.measure import Latency
+from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.report import ModelFacts, Report, Verdict
+from onnx_lowrank.sites import Keep, Why
+from onnx_lowrank.timing import Ratio
+from onnx_lowrank.views import Column
 
-CONV = Geometry("Conv", 128, 1152, "float32", True, 17, channels=128, kernel=(3, 3))
+STEM = "/model/encoder/layer."
+PARTS = ("attention/self/query/MatMul", "attention/output/dense/MatMul", "intermediate/[dense]/MatMul")
+COMMAND = "onnx-lowrank analyze bert.onnx --data samples.npz --max-loss 0.005 --kinds svd,pivot,spatial --seed 7"
 
 
-@pytest.fixture
-def report(tmp_path: Path, low_rank_model: Callable[..., None]) -> Report:
-    low_rank_model(tmp_path / "wide.onnx", 1)
-    table = save_table(tmp_path / "t.json", 512)
-    return onnx_lowrank.analyze(
-        tmp_path / "wide.onnx", data=tmp_path / "wide.npz", cache=table, verify_latency=False, refit=False
+def decisions() -> tuple[Decision, ...]:
+    found = []
+    for i, why in enumerate(
+        (None, *(w for w in Why if w.name in ("NOT_FASTER", "LOSS", "GIVEN_BACK", "SPARSE")), None)
+    ):
+        name = f"{STEM}{i}/{PARTS[i % 3]}"
+        kept: dict[str, Any] = {"kind": "conv_svd", "rank": 128, "inner": 256, "ms_after": 112.345, "error": 0.0123}
+        if why is not None:
+            kept = {"why": why, "ms_after": 123.456}
+        found.append(Decision(name, "MatMul", (2048, 9216), ms_before=123.456, **kept))
+    return tuple(found)
+
+
+def report(analysis: bool) -> Report:
+    status = "unchanged" if analysis else "optimized"
+    verdict = Verdict(
+        status, "2 of 6 sites rewritten", Ratio(1.2, 1.1, 1.3), 0.001, 0.01, "user", 16, "cpu", "float32", 0.002
+    )
+    facts = ModelFacts("a/rather/long/path/to/" + "deep/" * 20 + "thin.onnx", "0" * 64, 10**6, 10**5, 10**7)
+    stats = {"p50_ms": 0.1374, "runs": 9}
+    known = decisions()
+    return Report(
+        verdict=verdict,
+        before=facts,
+        after=facts,
+        plan=Plan("0" * 64, known, 0.01, "cpu", 1, 0, 16),
+        kept=(Keep("n", "If", Why.SUBGRAPH),) * 3,
+        frontier=(),
+        latency=(Latency({}, "thread", 1, stats, {**stats, "p50_ms": 0.1131}, Ratio(1.2, 1, 1.3), Ratio(1, 1, 1)),),
+        staircases={"MatMul 64x64 float32": {"dense": 0.0361, "svd 8": 0.0124, "svd 16": 0.0181}},
+        seconds={},
+        command=COMMAND,
+        warnings=("the loss was measured on few samples [16], and this sentence is longer than eighty characters are",),
+        additivity={"before_ms": 0.1412, "predicted_ms": 0.1103, "measured_ms": 0.1151},
+        evidence={d.node: Evidence(192, 128, 5.2) for d in known},
     )
 
 
-def printed(report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("COLUMNS", "200")
-    show_report(report, quiet=False, analysis=True)
-    return capsys.readouterr().out.splitlines()
+def shown(width: int, analysis: bool, **more: Any) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True, highlight=False, markup=False)
+    terminal.show_report(report(analysis), quiet=False, analysis=analysis, console=console, **more)
+    return [line.rstrip() for line in console.export_text().splitlines()]
 
 
-def test_a_rank_above_which_another_is_as_fast_is_said_to_be_never_chosen(
-    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranks 16 and 32 take the same time: 32 is the edge of the step, and it is what the plan takes."""
-    (key,) = report.staircases
-    assert report.staircases[key] == ROW
-    start = (lines := printed(report, capsys, monkeypatch)).index(f"{key}: dense 0.05 ms")
-    assert lines[start + 1 : start + 3] == ["  svd 32:0.02 128:0.06", "    never chosen: 16:0.02"]
-    assert [(d.kind, d.rank) for d in report.plan.decisions] == [("svd", 32)]
+@pytest.mark.parametrize("width", [80, 119, 120, 200])
+@pytest.mark.parametrize("analysis", [True, False])
+def test_a_site_is_a_line_or_two(width: int, analysis: bool) -> None:
+    lines = shown(width, analysis)
+    head = next(i for i, line in enumerate(lines) if line.startswith("site"))
+    start = head + 1 + (lines[head + 1].strip() == "rank")  # a head may be broken at its space
+    end = next(i for i, line in enumerate(lines) if line.startswith("  ") and i > start)
+    assert all(len(line) <= width for line in lines[start:end])
+    assert end - start <= {80: 12, 200: 6}.get(width, 8)
+    rows = [line for line in lines[start:end] if "2048×9216" in line]
+    assert len(rows) == 6
+    assert sum("conv_svd 256x128" in row and "123.456 → 112.345" in row for row in rows) == 2
+    assert [row for row in rows if " dense" in row] == [row for row in rows if "conv_svd" not in row]
+    assert [row.partition("/")[0] for row in sorted(rows)] == [f"layer.{i}" for i in range(6)]
+    assert any("[dense]" in row for row in rows) or width == 80, "names are no markup"
+    assert ("effective" in "".join(lines)) is (analysis and width >= 120)
 
 
-def test_steps_are_of_each_kind_and_of_the_costliest_geometries(
-    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rising = {"dense": 9.0, "dense again": 9.0, "pivot 16": 1.0, "pivot 8": 0.5, "svd 8": 3.0, "svd 16": 3.02}
-    many = {f"geometry {ms}": {"dense": float(ms), "svd 8": 0.1} for ms in range(1, 9)}
-    known = dataclasses.replace(report, staircases={**many, "geometry 9": rising, "of no rank": {"dense": 99.0}})
-    lines = printed(known, capsys, monkeypatch)
-    assert [line for line in lines if ": dense " in line] == [f"geometry {n}: dense {n}.00 ms" for n in range(9, 3, -1)]
-    start = lines.index("geometry 9: dense 9.00 ms")
-    assert lines[start + 1 : start + 4] == ["  pivot 8:0.50 16:1.00", "  svd 16:3.02", "    never chosen: 8:3.00"]
-    assert not quiet(known, capsys)
+def test_short_reasons_are_spelled_out_below() -> None:
+    narrow, wide = "\n".join(shown(80, True)), "\n".join(shown(200, True))
+    for why in (Why.NOT_FASTER, Why.LOSS, Why.GIVEN_BACK, Why.SPARSE):
+        assert wide.count(f"dense: {why.value}") == 1
+        assert narrow.count(f": {why.value}") == 1
+    assert "dense: none faster  " in narrow
+    assert "dense: too much loss  " in narrow
+    assert "  1 site dense: given back, so" in narrow
+    assert "1 site dense, none faster: no rank was measured faster than the dense weight" in narrow
 
 
-def quiet(report: Report, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines about geometries where only the verdict is asked for."""
-    show_report(report, quiet=True, analysis=True)
-    return [line for line in capsys.readouterr().out.splitlines() if "geometry" in line]
+@pytest.mark.parametrize("analysis", [True, False])
+def test_sentences_stay_on_their_line_and_the_command_is_last(analysis: bool) -> None:
+    lines = shown(80, analysis)
+    assert lines[-1] == f"again: {COMMAND}"
+    assert f"warning: {report(analysis).warnings[0]}" in lines
+    if analysis:
+        assert lines[-2].endswith(
+            "within loss 0.01: 0.1412 ms would become 0.1103 ms as predicted from the sites, 0.1151 ms as measured."
+        )
+        assert "  svd 8:0.0124 16:0.0181" in lines
+    else:
+        assert report(analysis).verdict.sentence() in lines
+        assert lines[-2] == f"wrote {report(analysis).after.path}"
+    assert any(line.split()[-3:] == ["0.1131", "ms", "1.20×"] for line in lines)
 
 
-def test_two_times_are_equal_within_the_noise_of_their_own_row(
-    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where ranks are chosen: dense against itself was off by 4 %, so 3 % more are no step."""
-    row = {"dense": 1.0, "dense again": 1.04, "svd 8": 0.50, "svd 16": 0.515, "svd 24": 0.55}
-    lines = printed(dataclasses.replace(report, staircases={"g": row}), capsys, monkeypatch)
-    start = lines.index("g: dense 1.00 ms")
-    assert lines[start + 1 : start + 3] == ["  svd 16:0.52 24:0.55", "    never chosen: 8:0.50"]
+def test_quiet_says_the_verdict_alone() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    terminal.show_report(report(False), quiet=True, analysis=False, console=console)
+    assert COMMAND not in console.export_text()
 
 
-def test_of_two_ranks_only_what_is_smaller_in_both_is_said_to_be_never_chosen(
-    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """16x48 is faster than 64x32 because it has less work, not because it is a larger one of the same step."""
-    assert TUCKER.macs(CONV, 48, 16) < TUCKER.macs(CONV, 32, 64)
-    row = {"dense": 1.0, "tucker 64x32": 0.5, "tucker 16x48": 0.4, "tucker 16x16": 0.4, "tucker 64x64": 0.9}
-    lines = printed(dataclasses.replace(report, staircases={"g": row}), capsys, monkeypatch)
-    start = lines.index("g: dense 1.00 ms")
-    assert lines[start + 1] == "  tucker 64x32:0.50 16x48:0.40 64x64:0.90"
-    assert lines[start + 2] == "    never chosen: 16x16:0.40"
+def test_names_give_way_and_are_cut_once() -> None:
+    columns = [Column("model", numeric=False), Column("what it is", numeric=False), Column("95 % interval")]
+    rows = [["a" * 40 + "z", "short", "1.234–1.345"], ["b", "c" * 30, "1"]]
+    console = Console(width=50, file=io.StringIO(), record=True)
+    console.print(grids.grid(columns, rows, 50, (0, 1)))
+    lines = console.export_text().splitlines()
+    assert len(lines) == 4, "a head of two lines, and a line for each row"
+    assert all(len(line.rstrip()) <= 50 for line in lines)
+    assert lines[2].count("…") == 1
+    assert lines[2].split()[0].startswith("aaa")
+    assert lines[2].split()[0].endswith("aaz")
+    assert figures.middle("abcdefghij", 5) == "ab…ij"
+    assert figures.middle("abcde", 5) == "abcde"
 
 
-SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
+def comparison(name: str) -> dict[str, Any]:
+    side = {"p50_ms": 1.5, "p90_ms": 2.0, "per_second": 600.0, "runs": 70}
+    entry = {
+        "shape": {"x": [1, 3, 224, 224]}, "provider": "cpu", "clock": "thread", "threads": 1, "before": side,
+        "after": side, "ratio": 1.01, "ratio_ci": [1.0, 1.02], "aa_ratio": 1.0, "aa_ratio_ci": [0.99, 1.01],
+    }  # fmt: skip
+    files = [f"{name}-baseline-float32.onnx", f"{name}-low-rank-float32.onnx"]
+    fact: dict[str, Any] = {"bytes": 10**7, "parameters": 10**6, "loss": 0.001, "error": None, "latencies": []}
+    short = files[1].rpartition("/")[2]
+    return {
+        "models": [{**fact, "path": path, "latency": entry if i else None} for i, path in enumerate(files)],
+        "accuracy": [{"model": short, "output": "a_rather_long/output/name:0", "tolerance_abs": 0.1, "cosine": 1.0}],
+        "change": {
+            "against": "old.json",
+            "rows": [
+                {"model": short, "timed_with": "1 thread, CPU time, x 1×3×224×224", "what": "p50 ms", "before": 1.5,
+                 "now": 1.6, "worse_by": 0.0667, "judged": "worse"}
+            ],
+        },
+    }  # fmt: skip
 
 
-@given(st.dictionaries(SIZES, st.sampled_from([0.1, 0.2, 0.201, 0.21, 0.3]), max_size=12), st.floats(0.01, 0.08))
-def test_what_is_never_chosen_is_no_right_edge_in_the_order_of_the_work(
-    ms: dict[tuple[int, ...], float], noise: float
-) -> None:
-    """The order in which candidates are found: by multiply-adds, which only the geometry tells."""
-    steps = sorted(ms, key=lambda size: (TUCKER.macs(CONV, *size), size))
-    edges = right_edges({step: ms[size] for step, size in enumerate(steps)}, noise)
-    assert {steps[step] for step in edges} <= eligible(ms, noise)
-
-
-@given(st.dictionaries(st.integers(1, 99), st.floats(0.1, 1.0), max_size=9), st.floats(0.01, 0.08))
-def test_sizes_of_one_rank_may_be_chosen_at_right_edges(ms: dict[int, float], noise: float) -> None:
-    found = eligible({(rank,): time for rank, time in ms.items()}, noise)
-    assert found == {(rank,) for rank in right_edges(ms, noise)}
-    for rank, larger in itertools.combinations(sorted(ms), 2):
-        assert (rank,) not in found or ms[larger] > ms[rank]
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_comparison_has_a_line_for_each_model(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), record=True, highlight=False, markup=False)
+    sidebyside.show(comparison("ocr/recogniser-with-a-long-name"), console=console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    tables = [line for line in lines if line.startswith("recogniser") and " faster" not in line]
+    assert len(tables) == 4, "two of latency, one of outputs, one of change"
+    assert all(len(line) <= width for line in tables)
+    assert all(line.split("  ")[0].count("…") <= 1 for line in tables)
+    if width == 200:
+        assert all(line.startswith("recogniser-with-a-long-name-") for line in tables)

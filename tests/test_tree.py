@@ -194,6 +194,8 @@ LEVELS: Final[dict[str, int]] = {
     "regressions": 7,
     "samples": 7,
     "sidebyside": 7,
+    "grids": 7,
+    "sitelines": 7,
     # the command line
     "__main__": 8,
     "cli": 8,
