@@ -124,32 +124,27 @@ def race(
     entrants = [_opener(m, feed, provider, threads, folder) for m in (models[0], *models)]
     raced = sessions.race(entrants, seconds=seconds, seed=seed, short=short, apart=apart)
     times, clock = raced.of(provider, threads)
-    control, first = times[:, 0], times[:, 1]
-    wall = raced.samples.wall
-    stats = [_stats(times[:, i], wall[:, i], clock) for i in range(1, times.shape[1])]
+    control, first, wall = times[:, 0], times[:, 1], raced.samples.wall
+    stats = [_stats(times[:, i], wall[:, i], clock) for i in range(1, len(entrants))]
     if streams > 1:
         plain = [functools.partial(_plain, m, feed, provider, threads, folder) for m in models]
-        rates = _throughput(plain, streams, seed, apart)
-        stats = [{**s, **_rates(streams, windows)} for s, windows in zip(stats, rates.T, strict=True)]
-    return [
-        Latency(
-            shape={name: list(np.shape(array)) for name, array in feed.items()},
-            clock=clock,
-            threads=threads,
-            before=stats[0],
-            after=stats[column - 1],
-            ratio=sessions.ratio(first, times[:, column], raced.groups, control),
-            aa=sessions.ratio(control, first, raced.groups),
-            provider=str(provider),
-            provider_options=dict(Provider.of(provider).options),
-            groups=raced.groups,
-            speed=raced.speed,
-            again=_milliseconds(control),
-            again_wall=_milliseconds(wall[:, 0]) if clock != "wall" else (),
-            transfers=_transfers(entrants[0], provider),
-        )
-        for column in range(2, len(stats) + 1)
-    ]
+        stats = [{**s, **rates} for s, rates in zip(stats, _throughput(plain, streams, seed, apart), strict=True)]
+    same_for_all: dict[str, Any] = {
+        "shape": {name: list(np.shape(array)) for name, array in feed.items()},
+        "clock": clock,
+        "threads": threads,
+        "before": stats[0],
+        "aa": sessions.ratio(control, first, raced.groups),
+        "provider": str(provider),
+        "provider_options": dict(Provider.of(provider).options),
+        "groups": raced.groups,
+        "speed": raced.speed,
+        "again": _milliseconds(control),
+        "again_wall": _milliseconds(wall[:, 0]) if clock != "wall" else (),
+        "transfers": _transfers(entrants[0], provider),
+    }
+    ratios = [sessions.ratio(first, times[:, i], raced.groups, control) for i in range(2, len(entrants))]
+    return [Latency(after=s, ratio=r, **same_for_all) for s, r in zip(stats[1:], ratios, strict=True)]
 
 
 def _opener(
@@ -166,10 +161,13 @@ def _plain(
     return functools.partial(session.run, feed)
 
 
-def _throughput(openers: Sequence[sessions.Opener], streams: int, seed: int, apart: bool) -> Array:
+def _throughput(openers: Sequence[sessions.Opener], streams: int, seed: int, apart: bool) -> list[dict[str, Any]]:
+    """What `_rates` gives for each model."""
     if apart:
-        return np.hstack([throughput([opener()], streams, seed=seed) for opener in openers])
-    return throughput([opener() for opener in openers], streams, seed=seed)
+        rates = np.hstack([throughput([opener()], streams, seed=seed) for opener in openers])
+    else:
+        rates = throughput([opener() for opener in openers], streams, seed=seed)
+    return [_rates(streams, windows) for windows in rates.T]
 
 
 def _transfers(opener: sessions.Opener, provider: str) -> dict[str, float]:
