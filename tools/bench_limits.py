@@ -3,8 +3,8 @@
 python tools/bench_limits.py ZOO_FOLDER OUT.json [NAME …]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration a model (`sweep`), one saved file a limit. Each is run on
-samples that neither the calibration nor the choice of ranks saw, made with another seed (smollm has none). `ok` says:
-not slower than the original beyond the A/A interval, and at most 1.2 limits lost on them.
+samples that neither the calibration nor the choice of ranks saw: NAME_fresh.npz, else made with another seed (smollm
+has none). `ok` says: not slower than the original beyond the A/A interval, and at most 1.2 limits lost on them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def rows_of(model: Path) -> list[dict[str, Any]]:
     """One row a limit."""
     makers = {e.name: e.inputs for e in CATALOGUE} | zoo_inputs.MAKERS
     with tempfile.TemporaryDirectory() as scratch:
-        folder, fresh = Path(scratch), Path(scratch, "fresh.npz")
+        folder, fresh = Path(scratch), model.with_name(f"{model.stem}_fresh.npz")
         reports = pipeline.sweep(model, folder, losses=_LIMITS, data=str(model.with_suffix(".npz")))
-        if model.stem in makers:
+        if not fresh.exists() and model.stem in makers:
+            fresh = folder / "fresh.npz"
             save_inputs(fresh, makers[model.stem](model, fresh=True))
         return [_row(model, limit, report, fresh) for limit, report in zip(_LIMITS, reports, strict=True)]
 

@@ -24,11 +24,5 @@ def efficientnet(model: Path, *, count: int = 64, fresh: bool = False) -> Inputs
     return {"input": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
 
 
-def minilm(model: Path, *, count: int = 256, fresh: bool = False) -> Inputs:
-    """Passages of 64 tokens out of Python's docstrings, by the vocabulary that all English BERTs share."""
-    found = inputs.token_passages(model, count=count, fresh=fresh)
-    return found | {"token_type_ids": np.zeros_like(found["input_ids"])}
-
-
-MAKERS: Final[dict[str, inputs.Maker]] = {"craft": craft, "efficientnet": efficientnet, "minilm": minilm}
+MAKERS: Final[dict[str, inputs.Maker]] = {"craft": craft, "efficientnet": efficientnet}
 """By model."""
