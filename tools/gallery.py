@@ -4,7 +4,8 @@ python tools/gallery.py ZOO_FOLDER docs/gallery [NAME …] [--pictures]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz (`onnx-lowrank zoo get NAME`, `tools/zoo_build.py`). Every model goes through
 the command line in a process of its own, with one thread, CPU provider and the default loss; NAME.html is what came out
-and NAME.png its first screen (headless Chromium, playwright). --pictures only draws the reports that are there.
+and NAME.png its first screen (headless Chromium, playwright), one in the dark too. --pictures only draws the reports
+that are there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 NAMES = ("silero_vad_16k_op15", "ppocr-det", "vgg16", "compare")
 COMPARED = ("silero_vad", "silero_vad_16k_op15")
 """Two exports of one network by its authors, which take the same samples; beside them a file that is cut short."""
 
+DARK = "vgg16"
 _MOST_BYTES = 200_000
 
 
@@ -38,21 +41,23 @@ def report(zoo: Path, name: str, target: Path) -> None:
         shutil.copy(Path(scratch, f"{name}.html"), target)
 
 
-def picture(page_file: Path) -> None:
-    """The first screen of a page, light, as a PNG of at most 200 kB beside it."""
+def picture(page_file: Path, *, dark: bool = False) -> None:
+    """The first screen of a page as a PNG of at most 200 kB beside it."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next(found for name in ("chromium", "chromium-browser") if (found := shutil.which(name)))
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": 1280, "height": 1000}, offline=True).new_page()
+        scheme: Literal["dark", "light"] = "dark" if dark else "light"
+        size = {"width": 1280, "height": 1000}
+        page = browser.new_context(viewport=size, offline=True, color_scheme=scheme).new_page()
         page.goto(page_file.resolve().as_uri())
-        picture_file = page_file.with_suffix(".png")
+        picture_file = page_file.with_suffix(".dark.png" if dark else ".png")
         page.screenshot(path=picture_file)
         browser.close()
-    size = picture_file.stat().st_size
-    if size > _MOST_BYTES:
-        raise SystemExit(f"{picture_file} has {size} bytes, more than {_MOST_BYTES}")
+    found = picture_file.stat().st_size
+    if found > _MOST_BYTES:
+        raise SystemExit(f"{picture_file} has {found} bytes, more than {_MOST_BYTES}")
 
 
 def main() -> None:
@@ -69,6 +74,8 @@ def main() -> None:
         if not given.pictures:
             report(given.zoo, name, target)
         picture(target)
+        if name == DARK:
+            picture(target, dark=True)
         print(target, flush=True)
 
 
