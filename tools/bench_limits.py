@@ -67,8 +67,7 @@ def main() -> None:
     for model in sorted(folder.glob("*.onnx")):
         if (names and model.stem not in names) or not model.with_suffix(".npz").exists():
             continue
-        rows = rows_of(model)
-        table["environment"] = environment()
+        rows = [row | {"environment": environment()} for row in rows_of(model)]
         table["rows"] = [*(r for r in table["rows"] if r["model"] != model.stem), *rows]
         target.write_text(json.dumps(table, indent=1) + "\n")
         for row in rows:
