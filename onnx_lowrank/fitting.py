@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.calibration import Fit, Fits, collect, factorize
+from onnx_lowrank.evidence import ranks_within
 from onnx_lowrank.input_fits import input_fits
 from onnx_lowrank.prepare import Loaded, Progress
 from onnx_lowrank.settings import Settings
@@ -36,15 +37,13 @@ def calibrate(
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
         fit = factorize(site, moments[site.taps], loaded.metrics.get(site.name))
+        evidence = fit.evidence and dataclasses.replace(fit.evidence, ranks=ranks_within(fit.factorization))
         if (known := read.get(site.name)) is not None:
-            evidence = fit.evidence
             if evidence is not None and known.nested:
                 most = max(one.count for one in known.nested.values())
                 evidence = dataclasses.replace(evidence, patches=most)
-            fit = dataclasses.replace(
-                fit, nested=known.nested, narrow=known.narrow, shared=known.shared, evidence=evidence
-            )
-        fits[site.name] = fit
+            fit = dataclasses.replace(fit, nested=known.nested, narrow=known.narrow, shared=known.shared)
+        fits[site.name] = dataclasses.replace(fit, evidence=evidence)
         if all(other.taps != site.taps for other in sites[done + 1 :]):
             del moments[site.taps]
     progress("factor", len(sites), len(sites))

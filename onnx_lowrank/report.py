@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lowrank import runtime
-from onnx_lowrank.evidence import Evidence
+from onnx_lowrank.evidence import ERRORS, Evidence
 from onnx_lowrank.latency import processor
 from onnx_lowrank.measure import Latency
 from onnx_lowrank.plan import Decision, Plan
@@ -168,9 +168,13 @@ def _site(decision: Decision) -> dict[str, Any]:
 def _basis(known: Evidence | None) -> dict[str, Any]:
     """How much a site's fit stands on; null where the site was not fitted."""
     if known is None:
-        return {"positions": None, "effective_rank": None, "patches": None}
-    rank = round(known.effective_rank, 2)
-    return {"positions": known.positions, "effective_rank": rank, "patches": known.patches or None}
+        return {"positions": None, "effective_rank": None, "patches": None, "spectrum": []}
+    return {
+        "positions": known.positions,
+        "effective_rank": round(known.effective_rank, 2),
+        "patches": known.patches or None,
+        "spectrum": [[error, rank] for error, rank in zip(ERRORS, known.ranks, strict=False)],
+    }
 
 
 def _way(way: dict[str, Any]) -> dict[str, Any]:

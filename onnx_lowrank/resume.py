@@ -27,7 +27,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.saving import write_bytes
 
 T = TypeVar("T")
-_SCHEMA: Final = 1  # counts up when a stage comes to mean something else
+_SCHEMA: Final = 2  # counts up when a stage comes to mean something else
 _TEXT: Final = "structure"
 
 

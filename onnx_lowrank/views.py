@@ -159,6 +159,7 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
     largest = max(parts.values(), default=0.0)
     with_loss = any(figures.finite(s.get("loss")) for s in known)
     with_reason = any(site.get("reason") for site in known)
+    with_spectrum = any(site.get("spectrum") for site in known)
     body = []
     for site in known:
         old, new, shape = site.get("ms_before"), site.get("ms_after"), site.get("shape") or []
@@ -169,6 +170,7 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
                 words(str(site.get("node", "")).removeprefix(prefix)),
                 words(site.get("op")),
                 Cell(figures.dims(shape), _product(shape)),
+                *([words(_ranks(site))] if with_spectrum else []),
                 words(choice(site), strong=bool(site.get("kind"))),
                 number(share, figures.percent(share), bar=bar),
                 number(old, figures.fixed(old, times)),
@@ -180,12 +182,18 @@ def sites(report: Json, rows: Iterable[Json] | None = None) -> Table:
             )
         )
     numbers = ("share", "before ms", "after ms", "saved ms", "error", *(["loss"] if with_loss else []))
-    columns = (Column("site", numeric=False), Column("op", numeric=False), Column("weight"), Column("choice", False))
+    spectrum = [Column("spectrum", numeric=False, help=_SPECTRUM)] if with_spectrum else []
+    columns = (Column("site", False), Column("op", False), Column("weight"), *spectrum, Column("choice", False))
     heads = (Column(n, help=basis if n == "share" else "") for n in numbers)
     last = [Column("kept because", numeric=False)] if with_reason else []
     return Table("sites", (*columns, *heads, *last), tuple(body))
 
 
+def _ranks(site: Json) -> str:
+    return " · ".join(figures.fixed(rank, 0) for _, rank in site.get("spectrum") or ())
+
+
+_SPECTRUM = "Spectrum: the ranks that leave at most 10, 1 and 0.1 % of the site's output, in the metric of the data."
 _PROFILED = "Share: the site's part of the time of all nodes in the runtime's own profile of the original."
 _ALONE = "Share: the site's fragment alone, over the time of the model or of all fragments, whichever is longer."
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_lowrank.evidence import FEW, Evidence
-from onnx_lowrank.linalg import effective_rank
+from onnx_lowrank.evidence import ERRORS, FEW, Evidence, ranks_within
+from onnx_lowrank.linalg import Factorization, effective_rank
 from onnx_lowrank.outcome import thin_evidence
 from onnx_lowrank.patches import enough
 from onnx_lowrank.run import Clock, start
@@ -36,6 +36,13 @@ def test_few_is_said_of_the_worst_site() -> None:
     assert said.startswith(f"2 of 3 rewritten sites were fitted to fewer than {FEW} positions")
     assert "(c: 5 for 20)" in said
     assert thin_evidence({"a": known["a"]}) == thin_evidence({}) == []
+
+
+def test_ranks_of_a_known_spectrum() -> None:
+    """It leaves 1, .3, .05, .005, .0005 and nothing: within a tenth from rank 2 on, a hundredth 3, a thousandth 4."""
+    values = np.array([0.7, 0.25, 0.045, 0.0045, 0.0005])
+    assert ranks_within(Factorization(np.eye(5), values, 1.0)) == (2, 3, 4)
+    assert ranks_within(Factorization(np.eye(5), 0 * values, 0.0)) == (0, 0, 0)
 
 
 def test_a_run_counts_what_it_saw(tmp_path: Path) -> None:
@@ -64,5 +71,8 @@ def test_a_run_counts_what_it_saw(tmp_path: Path) -> None:
     assert one.patches == min(enough(geometry, count), 100) * count
     assert (two.positions, two.width, two.patches) == (64 * count, 4, 0)
     assert 1 < one.effective_rank <= 8
+    spectrum = run.fits["one"].factorization
+    for error, rank in zip(ERRORS, one.ranks, strict=True):
+        assert spectrum.relative(rank) <= error < spectrum.relative(rank - 1)
     assert 1 < two.effective_rank <= 4
     assert dataclasses.replace(one, positions=31).few

@@ -158,10 +158,11 @@ def test_sites_and_frontier_can_be_recomputed(written: dict[str, Written]) -> No
     by_name = {site["node"]: site for site in data["sites"]}
     rows = page.rows("sites")
     assert len(rows) == len(by_name)
-    for name, op, weight, choice, share, old, new, saved, error, loss, *reason in rows:
+    for name, op, weight, spectrum, choice, share, old, new, saved, error, loss, *reason in rows:
         site = by_name.pop("/encoder/" + name[0])
         assert op[0] == site["op"]
         assert weight[0] == "×".join(map(str, site["shape"]))
+        assert spectrum[0] == " · ".join(str(rank) for _, rank in site["spectrum"])
         assert choice[0] == (f"{site['kind']} {site['rank']}" if site["kind"] else "dense")
         before, after = site["ms_before"], site["ms_after"]
         wanted = (

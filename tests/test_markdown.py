@@ -43,9 +43,9 @@ def test_verdict_before_and_after_and_sites(written: dict[str, Written]) -> None
     assert first[3] == f"{timed['ratio']:.2f}×"
     sites = _rows(text, "| site |")
     gains = sorted((s["ms_before"] - s["ms_after"] for s in data["sites"] if s["kind"]), reverse=True)
-    (decimals,) = {len(row[7].partition(".")[2]) for row in sites}  # fewer once a site takes a millisecond
+    (decimals,) = {len(row[8].partition(".")[2]) for row in sites}  # fewer once a site takes a millisecond
     assert decimals > 0
-    assert [float(row[7]) for row in sites] == pytest.approx(gains, abs=0.6 * 10**-decimals)
+    assert [float(row[8]) for row in sites] == pytest.approx(gains, abs=0.6 * 10**-decimals)
     assert data["command"] in text
     assert data["environment"]["runtime"] in text
 
