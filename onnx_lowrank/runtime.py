@@ -94,7 +94,7 @@ class Session:
         model: path of a file, or a ModelProto (its external data is looked for in `folder`; that of a file beside it).
         provider: a name, or a `Provider` with its options.
         threads: intra-op threads; 0 is the runtime's own choice.
-        optimize: graph optimisations of the runtime.
+        optimisations: of the graph, as the runtime calls its levels: `disable_all`, `basic`, `extended`, `all`.
         prepack: False uses weights in data files where they lie instead of packing copies of them; never for timing.
             None does so for models that are heavy, when `spin` is False.
         spin: let waiting threads burn their core, as the runtime does by default; for timing. On a machine that others
@@ -114,7 +114,7 @@ class Session:
         provider: str = "cpu",
         threads: int = 1,
         folder: Path | None = None,
-        optimize: bool = True,
+        optimisations: str = "all",
         prepack: bool | None = None,
         spin: bool = False,
         profile_to: str | None = None,
@@ -127,8 +127,8 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        level = f"ORT_{'' if optimisations == 'disable_all' else 'ENABLE_'}{optimisations.upper()}"
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         if not (spin or not is_mapped(model) if prepack is None else prepack):
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not spin:
@@ -251,7 +251,7 @@ def profile(model: onnx.ModelProto, feed: Feed, *, folder: Path) -> dict[int, No
         node.name = f"{NUMBERED}{position}"
     with scratch() as place:
         prefix = str(place / "profile")
-        session = Session(named, folder=folder, optimize=False, prepack=False, profile_to=prefix)
+        session = Session(named, folder=folder, optimisations="disable_all", prepack=False, profile_to=prefix)
         session.run(feed)
         events = json.loads(Path(session.end_profiling()).read_text())
     return node_runs(events)

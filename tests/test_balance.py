@@ -52,7 +52,7 @@ def run(given: onnx.ModelProto, x: npt.NDArray[Any], name: str = "y") -> npt.NDA
     copy = onnx.ModelProto.FromString(given.SerializeToString())
     del copy.graph.output[:]
     copy.graph.output.append(onnx.ValueInfoProto(name=name))
-    return np.asarray(Session(copy, optimize=False).run({"x": x})[0])
+    return np.asarray(Session(copy, optimisations="disable_all").run({"x": x})[0])
 
 
 def spread(thin: npt.NDArray[Any]) -> Spread:

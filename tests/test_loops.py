@@ -129,7 +129,7 @@ def opened(model: onnx.ModelProto, *counts: int) -> Opening:
 
 def off(one: onnx.ModelProto, other: onnx.ModelProto, feed: Feed) -> float:
     """Largest difference of two models' outputs, relative to the largest output."""
-    runs = (Session(model, optimize=False).run(feed) for model in (one, other))
+    runs = (Session(model, optimisations="disable_all").run(feed) for model in (one, other))
     return max(float(np.abs(y - z).max() / np.abs(y).max()) for y, z in zip(*runs, strict=True))
 
 

@@ -88,7 +88,7 @@ def ran(kind: Kind, geometry: Geometry, parts: list[Any], x: npt.NDArray[Any]) -
     """Every tensor of the fragment, each node's result rounded to the type."""
     model = fragment_model(kind.build(geometry, *parts, np.zeros(geometry.outputs)), geometry)
     names = [node.output[0] for node in model.graph.node]
-    return dict(zip(names, Session(with_outputs(model, names), optimize=False).run({"x": x}), strict=True))
+    return dict(zip(names, Session(with_outputs(model, names), optimisations="disable_all").run({"x": x}), strict=True))
 
 
 @pytest.mark.parametrize(("kind", "geometry"), CASES)

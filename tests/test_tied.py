@@ -200,7 +200,7 @@ def tensors(model: onnx.ModelProto, names: list[str], sample: dict[str, Any]) ->
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
-    found = dict(zip(dict.fromkeys(names), Session(copy, optimize=False).run(sample), strict=True))
+    found = dict(zip(dict.fromkeys(names), Session(copy, optimisations="disable_all").run(sample), strict=True))
     return [found[name] for name in names]
 
 

@@ -244,7 +244,7 @@ def _untouched(before: onnx.ModelProto, after: onnx.ModelProto, sites: list[Site
 
 
 def _same(before: onnx.ModelProto, after: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], what: str) -> None:
-    old, new = (Session(m, folder=folder, optimize=False) for m in (before, after))
+    old, new = (Session(m, folder=folder, optimisations="disable_all") for m in (before, after))
     if old.output_names != new.output_names:
         raise WrongError(f"{what}: outputs {new.output_names}, {old.output_names} before")
     for name, y, z in zip(old.output_names, old.run(feed), new.run(feed), strict=True):
