@@ -134,7 +134,7 @@ def _titles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def shapes(known: Mapping[str, Any], most: int | None = None) -> str:
     """Inputs with their shapes: `x 1×3×224×224`; those after the first `most` are counted."""
-    parts = [f"{name} {figures.dims(dims)}" for name, dims in known.items()]
+    parts = [f"{name} {figures.dims(dims)}".rstrip() for name, dims in known.items()]  # a scalar has none
     left = len(parts) - (len(parts) if most is None else most)
     return ", ".join([*parts[:most], f"and {left} more"] if left > 0 else parts)
 
