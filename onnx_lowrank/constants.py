@@ -90,12 +90,7 @@ class Constants:
             for name in reversed(chain[:-1]):
                 node = self._nodes[name]
                 value = evaluated(node, value, self._second(node))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            IndexError,
-        ):  # a `perm` or a shape that does not fit: the runtime says so
+        except (ValueError, KeyError, TypeError, IndexError):  # what does not fit: the runtime says so
             return None
         return value
 

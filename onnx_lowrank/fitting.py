@@ -34,6 +34,7 @@ def calibrate(
     allowed = {site.name: settings.kinds if decided is None else decided[site.name] for site in sites}
     read = input_fits(loaded, allowed, settings, lambda done, total: progress("unfold", done, total))
     fits: dict[str, Fit] = {}
+    last = {site.taps: place for place, site in enumerate(sites)}  # moments go with their last reader
     for done, site in enumerate(sites):
         progress("factor", done, len(sites))
         fit = factorize(site, moments[site.taps], loaded.metrics.get(site.name))
@@ -44,7 +45,7 @@ def calibrate(
                 evidence = dataclasses.replace(evidence, patches=most)
             fit = dataclasses.replace(fit, nested=known.nested, narrow=known.narrow, shared=known.shared)
         fits[site.name] = dataclasses.replace(fit, evidence=evidence)
-        if all(other.taps != site.taps for other in sites[done + 1 :]):
+        if last[site.taps] == done:
             del moments[site.taps]
     progress("factor", len(sites), len(sites))
     return fits
