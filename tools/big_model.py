@@ -2,11 +2,13 @@
 
     tools/big_model.py DIR --json docs/benchmarks/big-model.json
     tools/big_model.py DIR --layers 48 --heavy 100000000     the same layout, a ninth of the size
+    tools/big_model.py DIR --steps rewrite planned --within 1.5     each in a memory control group of 1.5 GB (root)
 
 The weights are random, spread over four data files with gaps before their offsets, one of them a symbolic link and one
 a hard link into a store. Every step runs in a process of its own. Its memory is read a hundred times a second:
 `anonymous` is what the process holds itself, `resident` counts the pages of mapped files too, which the system takes
-back where memory is short. Both are the most that was seen, of each stage too.
+back where memory is short. Both are the most that was seen, of each stage too. A control group (version 1 or 2) counts
+both, and ends a process that cannot do with what it allows.
 """
 
 from __future__ import annotations
@@ -125,10 +127,25 @@ def memory(pid: int) -> dict[str, float]:
     return {name: int(found[key]) * 1024 / 1e9 for name, key in names.items() if key in found}
 
 
-def child(words: list[str]) -> dict[str, object]:
+def control_group(gigabytes: float) -> Path:
+    """A control group whose processes may take so much memory together, pages of files included."""
+    base = Path("/sys/fs/cgroup")
+    old = (base / "memory").is_dir()
+    group = (base / "memory" if old else base) / f"big-model-{os.getpid()}"
+    group.mkdir()
+    (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(int(gigabytes * 1e9)))
+    return group
+
+
+def child(words: list[str], group: Path | None = None) -> dict[str, object]:
     """Seconds and memory of a process that writes the name of each stage when it begins."""
     began = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def join() -> None:
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=join)
     assert process.stdout is not None
     lines, output = ["start"], process.stdout
     reader = threading.Thread(target=lambda: lines.extend(line.strip() for line in output))
@@ -160,6 +177,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=448)
     parser.add_argument("--steps", nargs="+", default=["rewrite", "analyze", "optimize", "planned"])
     parser.add_argument("--heavy", type=int, default=heft.HEAVY, help="bytes from which a model counts as heavy")
+    parser.add_argument("--within", type=float, metavar="GB", help="memory that a step may take, by a control group")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     folder: Path = given.folder.resolve()
@@ -188,9 +206,15 @@ def main() -> int:
         "width": given.width,
         "rewritten": len(INCLUDED),
     }
+    group = control_group(given.within) if given.within else None
+    if group is not None:
+        result["within_gb"] = given.within
     for name in given.steps:
-        result[name] = child([sys.executable, __file__, str(folder), "--step", name, "--heavy", str(given.heavy)])
+        words = [sys.executable, __file__, str(folder), "--step", name, "--heavy", str(given.heavy)]
+        result[name] = child(words, group)
         print(name, json.dumps(result[name]), flush=True)
+    if group is not None:
+        group.rmdir()
     result["machine"] = f"{os.cpu_count()} cores, page size {resource.getpagesize()}"
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
