@@ -31,7 +31,7 @@ from onnx_lowrank.unknown import copy_unknown
 from onnx_lowrank.wellformed import check_text
 
 __all__ = [
-    "ModelFile", "check_copy", "copy_model", "data_of", "make_tensor", "read_model", "read_tensor", "same",
+    "ModelFile", "check_copy", "copy_model", "data_of", "make_tensor", "read_model", "read_tensor", "same", "taken",
     "write_model",
 ]  # fmt: skip
 
@@ -130,20 +130,22 @@ def copy_model(source: ModelFile, out: Path) -> int:
     Nothing happens, and 0 is returned, when `out` is the source itself. A data file that is there already stays.
 
     Raises:
-        SettingsError: the disk is full or not writable, or as `check_copy`.
+        SettingsError: the disk is full or not writable, a name is `taken`, or as `check_copy`.
     """
     check_copy(source, out)
     if same(out, source.path):
         return 0
+    if (other := taken(source, out)) is not None:
+        raise SettingsError(f"'{other}' is there with other content; choose an output in another folder")
     pairs = [pair for pair in _copies(source, out) if not pair[1].exists()] + [(source.path, out)]
     return write_files([Part(target, read_chunks(file), file.stat().st_size) for file, target in pairs])
 
 
 def check_copy(source: ModelFile, out: Path) -> None:
-    """Refuse an output that would cost this model, or another one in its folder, the weights.
+    """Refuse an output that would cost this model the weights.
 
     Raises:
-        SettingsError: `out` is one of the source's data files or has the name that a copy needs, or other data has it.
+        SettingsError: `out` is one of the source's data files or has the name that a copy needs for one.
         ModelError: the source's data files are no longer there.
     """
     if same(out, source.path):
@@ -154,11 +156,17 @@ def check_copy(source: ModelFile, out: Path) -> None:
             raise ModelError(f"data file '{file}' is no longer there; get it again")
         if same(target, out):
             raise SettingsError(f"output '{out}' has the name of the model's data file; choose another name")
-        if os.path.lexists(target) and not (target.is_file() and filecmp.cmp(file, target, shallow=False)):
-            raise SettingsError(
-                f"'{target}' is there with other content, and an unchanged model would need that name for its data; "
-                "choose an output in another folder"
-            )
+
+
+def taken(source: ModelFile, out: Path) -> Path | None:
+    """What lies, with other content, where a copy of the model would read its data; None where nothing does."""
+    return next(
+        (there for file, there in _copies(source, out) if os.path.lexists(there) and not _alike(file, there)), None
+    )
+
+
+def _alike(file: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
 def _copies(source: ModelFile, out: Path) -> list[tuple[Path, Path]]:

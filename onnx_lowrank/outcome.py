@@ -13,7 +13,7 @@ from onnx_lowrank.columns import Column, columns_of
 from onnx_lowrank.errors import RequirementError, VerificationError
 from onnx_lowrank.evidence import FEW, Evidence
 from onnx_lowrank.examine import examined
-from onnx_lowrank.files import copy_model, write_model
+from onnx_lowrank.files import ModelFile, copy_model, read_model, taken, write_model
 from onnx_lowrank.hardware import hardware
 from onnx_lowrank.latency import machine
 from onnx_lowrank.measure import Latency, cautions, no_change
@@ -123,8 +123,7 @@ def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
 def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path, command: str) -> Report:
     if run.settings.require_speedup is not None:
         raise RequirementError(f"no speed-up within loss {run.settings.limit:g}; nothing was written")
-    with replacing(staged, out, run.loaded.file.path):
-        copy_model(run.loaded.file, out)
+    run.warnings += _copied(run.loaded.file, staged, out)
     counts: dict[str, int] = {}
     for decision in plan.decisions:
         if decision.why is not None:
@@ -137,6 +136,18 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path
     found = hardware_of(run, run.loaded.file.path)
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     return report_of(run, plan, verdict, before, after, (), command, found)
+
+
+def _copied(file: ModelFile, staged: Path, out: Path) -> list[str]:
+    """Put the original in OUT's place; its data under OUT's name, with a warning, where other content has its own."""
+    other = taken(file, out)
+    if other is None:
+        with replacing(staged, out, file.path):
+            copy_model(file, out)
+        return []
+    write_model(read_model(file.path).model, staged, folder=file.folder, external=True)
+    publish(staged, out, file.path)
+    return [f"'{other}' is there with other content: OUT is the original, but its data file has a name of its own"]
 
 
 def _publish(

@@ -130,10 +130,15 @@ def _discard(out: Path, names: Collection[str], sources: Collection[Path]) -> No
         return
     others = [path for path in out.parent.iterdir() if path != out and path.name not in left]
     for model in (out, *sources, *others):
-        left = {name for name in left if not _reads(model, name)} if left and _is_model(model) else left
+        left = {name for name in left if not _needs(model, out.parent / name)} if left and _is_model(model) else left
     for name in left:
         with contextlib.suppress(OSError):
             (out.parent / name).unlink()
+
+
+def _needs(model: Path, data: Path) -> bool:
+    """Whether a model may read this very data file, which one of its name in another folder is not."""
+    return same(model.parent / data.name, data) and _reads(model, data.name)
 
 
 def _is_model(path: Path) -> bool:
