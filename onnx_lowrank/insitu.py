@@ -21,8 +21,14 @@ Factors = Mapping[str, tuple[float, float]]
 _FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum")
 
 
-def dense_times(loaded: Loaded, settings: Settings, lowering: Lowering | None = None) -> dict[str, float]:
-    """Milliseconds of every site's own weight inside the original model, in the precision that will be deployed."""
+def dense_times(
+    loaded: Loaded, settings: Settings, lowering: Lowering | None = None, whole: float | None = None
+) -> dict[str, float]:
+    """Milliseconds of every site's own weight inside the original model, in the precision that will be deployed.
+
+    Args:
+        whole: milliseconds that the model was measured to take, as of `stretched`.
+    """
     graph = Graph(loaded.file.model, loaded.file.folder)
     for site in loaded.sites:
         graph.apply(dense_patch(site, "profile"))
@@ -31,7 +37,17 @@ def dense_times(loaded: Loaded, settings: Settings, lowering: Lowering | None = 
     times = node_times(
         deployed, loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
     )
-    return by_site(times, loaded.sites, tails(loaded))
+    return by_site(stretched(times, whole), loaded.sites, tails(loaded))
+
+
+def stretched(times: Mapping[str, float], whole: float | None) -> Mapping[str, float]:
+    """The times of a profile in the measure of the whole model's, when that is known.
+
+    A profile has the least of a few runs, at its own moment; a race has the median of many. On a machine that is shared
+    the difference of two profiles is not that of two races.
+    """
+    total = sum(times.values())
+    return times if whole is None or not total else {node: ms * whole / total for node, ms in times.items()}
 
 
 def tails(loaded: Loaded) -> dict[str, str]:

@@ -45,8 +45,11 @@ def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict
 
 
 def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
+    """In-situ over predicted times of the rewritten sites, in the measure of the whole models'."""
+    timed = whole(run, decisions)
+
     def before() -> dict[str, float]:
-        return insitu.dense_times(run.loaded, run.settings, run.lowering)
+        return insitu.dense_times(run.loaded, run.settings, run.lowering, timed["before"])
 
     dense = run.table.recall(f"in situ {digest(run, ())}", before)
 
@@ -58,7 +61,7 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
             provider=run.settings.provider,
             threads=run.settings.threads,
         )
-        return insitu.by_site(times, run.loaded.sites, insitu.tails(run.loaded))
+        return insitu.by_site(insitu.stretched(times, timed["after"]), run.loaded.sites, insitu.tails(run.loaded))
 
     return insitu.factors(decisions, dense, run.table.recall(f"in situ {digest(run, decisions)}", rewritten))
 

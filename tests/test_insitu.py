@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.insitu import by_site, corrected, dense_times, factors, tails
+from onnx_lowrank.insitu import by_site, corrected, dense_times, factors, stretched, tails
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import load
 from onnx_lowrank.settings import Settings
@@ -26,6 +26,24 @@ g (float[n, 32] x) => (float[n, 32] y) <float[1] c = {0}> {
 def choices(node: str) -> Choices:
     candidates = (Candidate("svd", 8, 0.1, 2.0, 0.1), Candidate("svd", 16, 0.01, 8.0, 0.01))
     return Choices(Decision(node, "MatMul", (32, 32), ms_before=10.0), candidates, candidates)
+
+
+def test_a_profile_in_the_measure_of_a_race() -> None:
+    assert stretched({"a": 1.0, "b": 3.0}, 8.0) == {"a": 2.0, "b": 6.0}
+    assert stretched({"a": 1.0, "b": 3.0}, None) == {"a": 1.0, "b": 3.0}
+    assert stretched({}, 8.0) == {}
+
+
+@pytest.mark.parametrize("slowness", [1.0, 1.4])
+def test_a_corrected_prediction_is_what_the_race_measured(slowness: float) -> None:
+    """However fast the machine was while it profiled: 40 of 50 ms are the site's, of which 3 of 13 are left."""
+    decision = choices("a").become(choices("a").candidates[0])
+    race = {"before": 50.0, "after": 13.0}
+    old, new = ({n: ms * slowness for n, ms in profile.items()} for profile in ({"a": 20, "b": 5}, {"a": 1.5, "b": 5}))
+    known = factors((decision,), stretched(old, race["before"]), stretched(new, race["after"]))
+    (found,) = corrected([choices("a")], known)
+    saved = (found.dense.ms_before or 0.0) - found.candidates[0].ms
+    assert race["before"] - saved == pytest.approx(race["after"])
 
 
 def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) -> None:
