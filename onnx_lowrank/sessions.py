@@ -23,7 +23,7 @@ from onnx_lowrank.timing import Ratio, Samples
 Opener = Callable[[], Callable[[], object]]
 """Opens a new session of a model and returns what runs it once."""
 
-GROUPS, LEAST_GROUPS = 8, 3
+GROUPS, LEAST_GROUPS = 8, 5
 _LEAST_ROUNDS, _ROUNDS, _MOST_ROUNDS = 2, 9, 84
 """A group makes the least number whatever it takes, the middle one while time lasts, and the most when runs are so
 short that they take no time: 8 × 9 rounds allow a 90th percentile, 8 × 84 a 99th."""
@@ -56,7 +56,7 @@ def race(openers: Sequence[Opener], *, seconds: float, seed: int, short: float =
     """Time models turn about, in groups of fresh sessions that are opened in a random order.
 
     Args:
-        seconds: of wall time for all groups with their loading; at least 3 groups of 2 rounds are made.
+        seconds: of wall time for all groups with their loading; at least 5 groups of 2 rounds are made.
         short: rounds beyond the ninth of a group are made for so many seconds.
         apart: in each group one model after the other is opened, timed and closed, so that never more than one is open.
             What changes between them on the machine shows in the spread of the groups, of the control too.
