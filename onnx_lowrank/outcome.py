@@ -123,7 +123,8 @@ def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
 def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path, command: str) -> Report:
     if run.settings.require_speedup is not None:
         raise RequirementError(f"no speed-up within loss {run.settings.limit:g}; nothing was written")
-    run.warnings += _copied(run.loaded.file, staged, out)
+    warned = _copied(run.loaded.file, staged, out)
+    run.warnings += warned
     counts: dict[str, int] = {}
     for decision in plan.decisions:
         if decision.why is not None:
@@ -132,7 +133,7 @@ def _unchanged(run: Run, plan: Plan, before: ModelFacts, staged: Path, out: Path
     reason = f"nothing pays here ({why})" if why else "no site can be factored"
     if run.lowering is not None and run.settings.verify_latency:
         reason = f"{run.lowering.scheme.precision} is not faster within the loss, alone or with low rank ({why})"
-    after = dataclasses.replace(before, path=str(out))
+    after = facts_of(out, run.loaded, out) if warned else dataclasses.replace(before, path=str(out))
     found = hardware_of(run, run.loaded.file.path)
     verdict = verdict_of(run, "unchanged", reason, None, loss=0.0)
     return report_of(run, plan, verdict, before, after, (), command, found)

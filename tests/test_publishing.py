@@ -109,6 +109,7 @@ def test_an_unchanged_copy_does_not_take_the_data_of_another_model(tmp_path: Pat
     assert report.verdict.status == "unchanged"
     assert "model.onnx_data' is there with other content" in report.warnings[-1]
     assert location(out / "b.onnx").startswith("b.onnx.")
+    assert report.after.sha256 == read_model(out / "b.onnx").sha256
     assert content(out).items() > before.items()
     for copy, original in ((out / "a.onnx", first), (out / "b.onnx", second)):
         assert np.array_equal(computed(copy), computed(original))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that has to pass, from a clean clone with nothing but Python 3.11 or later: lint, format, types, tests.
-# Two files of tests run at a time. Arguments go to pytest (`-n 0`: one at a time). PYTHON chooses the interpreter that
-# .venv is made with. Where CI is set and a virtual environment is active already, that one is used.
+# Two files of tests run at a time, in their order. Arguments go to pytest (`-n 0`: one at a time). PYTHON chooses the
+# interpreter that .venv is made with. Where CI is set and a virtual environment is active already, that one is used.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,4 +21,4 @@ fi
 "$venv/bin/ruff" check --quiet
 "$venv/bin/ruff" format --check --quiet
 "$venv/bin/mypy" --no-error-summary
-exec "$venv/bin/python" -m pytest --numprocesses 2 --dist loadfile "$@"
+exec "$venv/bin/python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
