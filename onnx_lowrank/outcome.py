@@ -100,11 +100,11 @@ def _saved(run: Run, plan: Plan, staged: Path, external: bool) -> Measured:
 
 
 def _holds(found: Measured, settings: Settings) -> bool:
-    return found.loss_at(settings.confidence) <= settings.limit and found.faster
+    return found.loss_at(settings.sure) <= settings.limit and found.faster
 
 
 def _failure(found: Measured, settings: Settings) -> str:
-    ratio, sure = found.speedup, settings.confidence
+    ratio, sure = found.speedup, settings.sure
     at = f", below {found.loss_at(sure):.3g} with {100 * sure:g} % confidence" if sure > 0.5 else ""
     return (
         f"the rewritten model has loss {found.loss:.3g}{at} (limit {settings.limit:g}) and speed-up {ratio.value:.3f} "
@@ -114,7 +114,7 @@ def _failure(found: Measured, settings: Settings) -> str:
 
 def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
     """Which sites to give back: the one that loses most, or the half that gains least."""
-    if found.loss_at(settings.confidence) > settings.limit:
+    if found.loss_at(settings.sure) > settings.limit:
         return [max(plan.rewritten, key=lambda d: d.loss or d.error or 0.0).node]
     ranked = sorted(plan.rewritten, key=lambda d: (d.ms_after or 0.0) / (d.ms_before or 1.0), reverse=True)
     return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
@@ -219,7 +219,7 @@ def verdict_of(run: Run, status: str, reason: str, found: Measured | None, *, lo
         loss=loss,
         loss_upper=_upper(found),
         loss_limit=run.settings.limit if math.isfinite(run.settings.limit) else None,
-        confidence=run.settings.confidence,
+        confidence=run.settings.sure,
         metric=run.settings.metric,
         data="synthetic" if run.loaded.source.synthetic else "user",
         samples=run.references.count,

@@ -20,7 +20,7 @@ from onnx_lowrank.publishing import check_output
 from onnx_lowrank.repair import replayed
 from onnx_lowrank.report import Report
 from onnx_lowrank.run import Clock, Run, start
-from onnx_lowrank.settings import Settings
+from onnx_lowrank.settings import DEFAULT_CONFIDENCE, Settings
 from onnx_lowrank.stages import chosen, planned
 from onnx_lowrank.verify import facts, race_files
 
@@ -157,6 +157,7 @@ def sweep(
         choices_of_sites = chosen(run, choose)
         reports = []
         for settings, out in zip(each, outs, strict=True):
+            settings = dataclasses.replace(settings, confidence=run.settings.confidence)
             one = dataclasses.replace(run, settings=settings, frontier=[], warnings=list(run.warnings))
             plan = decide_plan(one, _data_names(data), choices_of_sites)
             reports.append(finish(one, plan, out, external_data, command, give_back=True))
@@ -204,6 +205,8 @@ def _made(folder: Path) -> Iterator[None]:
 def _settings_of(plan: Plan) -> dict[str, Any]:
     """The settings that a plan was made with; a goal of speed or size leaves no limit on the loss."""
     asked = {name: getattr(plan, name) for name in ("provider", "threads", "seed", "samples", "metric", "policy")}
+    if plan.confidence != DEFAULT_CONFIDENCE:  # the default gives way where one sample is held out
+        asked["confidence"] = plan.confidence
     if plan.max_loss is None:
         asked["speedup"] = 1.0
     else:

@@ -93,6 +93,7 @@ class Plan:
         model_sha256: of the model file that was planned.
         data: sources, seed and number of samples that the factors are fitted to.
         max_loss: limit of the metric that the plan was made for; None when the goal was a speed or a size.
+        confidence: how sure `max_loss` was held to.
         metric: what the loss is.
         output_weights: weight of an output in the loss, by name.
         policy: how the ranks were chosen.
@@ -112,6 +113,7 @@ class Plan:
     samples: int
     data: tuple[str, ...] = ()
     shapes: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = ()
+    confidence: float = 0.5
     metric: str = "relative"
     output_weights: tuple[tuple[str, float], ...] = ()
     policy: str = "knapsack"

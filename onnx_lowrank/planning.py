@@ -52,6 +52,7 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         model_sha256=loaded.file.sha256,
         decisions=decisions,
         max_loss=settings.limit if np.isfinite(settings.limit) else None,
+        confidence=settings.sure,
         provider=str(settings.provider),
         threads=settings.threads,
         seed=settings.seed,

@@ -95,7 +95,7 @@ class Run:
         """Loss of the built model, as far as the held-out samples are sure of it (`confidence`)."""
         model = self.deployed(decisions)
         session = Session(model, provider=self.settings.provider, threads=0, folder=self.loaded.file.folder)
-        return upper_end(self.references.loss(session), self.settings.confidence)
+        return upper_end(self.references.loss(session), self.settings.sure)
 
 
 def start(
@@ -131,12 +131,13 @@ def start(
     metrics, fits = stages.recall("fits", lambda: _calibrated(loaded, settings, clock, rewritten_sites, decided))
     loaded = dataclasses.replace(loaded, metrics=metrics)
     references = _references(loaded, settings, counter, clock)
+    settings = _as_sure_as(references.count, settings)
     lower = functools.partial(choose_lowering, loaded, settings, references, precision, _stage(clock))
     lowering, ways = _lowering(lower, plan.scheme if plan else None, stages if precision else Stages(None, ""))
     table = table or latency_table(settings, lowering)
     run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
-    run.warnings += _warnings(loaded, table)
+    run.warnings += _warnings(loaded, table, references.count)
     return run
 
 
@@ -173,14 +174,27 @@ def _references(loaded: Loaded, settings: Settings, counter: NewLoss, clock: Clo
     original = Session(loaded.file.path, provider=settings.provider, threads=0)  # gone before the next one is opened
     found = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
-    if settings.confidence > 0.5 and found.count < 2:
-        raise SettingsError(f"confidence {settings.confidence:g} needs two held-out samples or more; give more data")
     return found
 
 
-def _warnings(loaded: Loaded, table: LatencyTable) -> Iterator[str]:
+def _as_sure_as(count: int, settings: Settings) -> Settings:
+    """The settings with a confidence that so many held-out samples can give.
+
+    Raises:
+        SettingsError: more was asked for.
+    """
+    if count > 1 or settings.sure == 0.5:
+        return settings
+    if settings.confidence is not None:
+        raise SettingsError(f"confidence {settings.confidence:g} needs two held-out samples or more; give more data")
+    return dataclasses.replace(settings, confidence=0.5)
+
+
+def _warnings(loaded: Loaded, table: LatencyTable, held_out: int) -> Iterator[str]:
     if loaded.shared:
         yield "one sample only: the loss was measured on the sample that the factors were fitted to"
+    elif held_out == 1:
+        yield "one held-out sample does not tell what others lose: the limit was held on it alone; give more samples"
     if loaded.source.synthetic:
         yield "no data given: the loss was measured on synthetic inputs, not on real data"
     if table.given:

@@ -19,6 +19,7 @@ POLICY_NAMES = ("knapsack", "uniform", "energy", "welore", "vbmf", "greedy", "st
 METRIC_NAMES = ("relative", "cosine", "top1", "kl")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 DEFAULT_LIMIT = 0.01
+DEFAULT_CONFIDENCE = 0.95
 
 
 def default_cache() -> Path:
@@ -40,7 +41,8 @@ class Settings:
         size: goal: the least loss at this fraction of the weight bytes.
         metric: what the loss is: `relative`, `cosine`, `top1`, `kl`, or `file.py:function`.
         max_drop: the limit for a metric other than `relative`.
-        confidence: how sure the limit must hold on samples like the held-out ones; 0.5 takes their loss as it is.
+        confidence: how sure the limit must hold on samples like the held-out ones; 0.5 takes their loss as it is. None
+            is 0.95, or 0.5 where a single sample can be held out.
         output_weights: weight of an output in the loss, by name; 1 where none is given.
         require_speedup: fail (exit 3) unless the lower end of the measured interval reaches this ratio.
         provider: execution provider that will run the model, `cpu`, `cuda`, `tensorrt`, …
@@ -73,7 +75,7 @@ class Settings:
     size: float | None = None
     metric: str = "relative"
     max_drop: float | None = None
-    confidence: float = 0.5
+    confidence: float | None = None
     output_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     require_speedup: float | None = None
     provider: str = "cpu"
@@ -173,12 +175,17 @@ class Settings:
             raise SettingsError(f"max_drop is {self.max_drop}; give a positive number, for example 0.01")
         if (self.metric == "relative") != (self.max_drop is None) and self.max_drop is not None:
             raise SettingsError("max_drop is the limit for --metric; give max_loss for the relative error")
-        if not 0.5 <= self.confidence < 1:
+        if not 0.5 <= self.sure < 1:
             raise SettingsError(f"confidence is {self.confidence}; give 0.5 or more and less than 1, for example 0.95")
         if self.metric != "relative" and self.max_loss is not None:
             raise SettingsError(f"max_loss is the limit of the relative error; give max_drop for metric {self.metric}")
         if bad := [name for name, weight in self.output_weights.items() if not (math.isfinite(weight) and weight >= 0)]:
             raise SettingsError(f"the weight of output '{bad[0]}' is not a number of at least 0")
+
+    @property
+    def sure(self) -> float:
+        """The confidence that the limit is held with."""
+        return DEFAULT_CONFIDENCE if self.confidence is None else self.confidence
 
     @property
     def limit(self) -> float:

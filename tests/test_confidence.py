@@ -12,7 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_lowrank
-from onnx_lowrank.errors import SettingsError
+from onnx_lowrank.errors import SettingsError, VerificationError
+from onnx_lowrank.plan import Plan
 from tests.saved import save_table
 
 WIDTH, RANK, SAMPLES = 128, 16, 32
@@ -45,8 +46,8 @@ def optimize(home: Path, **choices: Any) -> onnx_lowrank.Report:
     return onnx_lowrank.optimize(home / "m.onnx", home / "out.onnx", **{**given, "refit": False, **choices})
 
 
-def test_the_measured_loss_holds_the_limit_by_default(home: Path) -> None:
-    report = optimize(home)
+def test_without_confidence_the_measured_loss_holds_the_limit(home: Path) -> None:
+    report = optimize(home, confidence=0.5)
     verdict = report.verdict
     assert [d.rank for d in report.plan.decisions] == [RANK]
     assert verdict.loss <= 0.01 < 0.015 < (verdict.loss_upper or 0)
@@ -56,19 +57,39 @@ def test_the_measured_loss_holds_the_limit_by_default(home: Path) -> None:
     assert (told["loss_upper"], told["confidence"]) == (verdict.loss_upper, 0.5)
 
 
-def test_with_confidence_the_upper_end_holds_it(home: Path) -> None:
-    report = optimize(home, confidence=0.95)
+def test_by_default_the_upper_end_holds_it(home: Path) -> None:
+    report = optimize(home)
     assert [d.rank for d in report.plan.decisions] == [2 * RANK]
     assert (report.verdict.loss_upper or 1) <= 0.01
     assert not any("differ much" in warning for warning in report.warnings)
 
 
 def test_a_model_that_is_left_has_no_upper_end(home: Path) -> None:
-    report = optimize(home, confidence=0.95, exclude=("*",))
+    report = optimize(home, exclude=("*",))
     assert not report
     assert report.verdict.loss_upper is None
 
 
-def test_one_held_out_sample_says_nothing_about_others(home: Path) -> None:
+def test_a_plan_is_replayed_as_sure_as_it_was_made(home: Path) -> None:
+    """Rank 16 holds on average only: by default its replay would be refused."""
+    plan = optimize(home, confidence=0.5).plan
+    assert Plan.from_json(plan.to_json()).confidence == 0.5
+    given = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False}
+    assert onnx_lowrank.apply(plan, home / "m.onnx", home / "again.onnx", **given).verdict.confidence == 0.5
+    with pytest.raises(VerificationError, match="with 95 % confidence"):
+        onnx_lowrank.apply(plan, home / "m.onnx", home / "again.onnx", confidence=0.95, **given)
+
+
+def test_each_limit_of_a_sweep_is_held_so(home: Path, tmp_path: Path) -> None:
+    given = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False, "kinds": ("svd",)}
+    reports = onnx_lowrank.sweep(home / "m.onnx", tmp_path, losses=(0.01, 0.05), refit=False, **given)
+    assert [[d.rank for d in report.plan.decisions] for report in reports] == [[2 * RANK], [RANK]]
+    assert all((report.verdict.loss_upper or 1) <= (report.verdict.loss_limit or 0) for report in reports)
+
+
+def test_one_held_out_sample_does_not_tell_what_others_lose(home: Path) -> None:
+    report = optimize(home, samples=3)
+    assert report.verdict.confidence == 0.5
+    assert any("one held-out sample does not tell" in warning for warning in report.warnings)
     with pytest.raises(SettingsError, match=r"confidence 0\.95 needs two held-out samples"):
         optimize(home, confidence=0.95, samples=3)

@@ -77,7 +77,7 @@ def started(model: Path, settings: Settings) -> tuple[Run, list[Choices]]:
 
 def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
     """One row for everything and for each thing left out: loss, speed-up with its interval, sites by kind."""
-    run, choices = started(model, Settings(max_loss=limit))
+    run, choices = started(model, Settings(max_loss=limit, confidence=0.5))
     rows, paths = [], []
     with tempfile.TemporaryDirectory() as folder:
 
@@ -89,7 +89,7 @@ def rows_of(model: Path, limit: float) -> list[dict[str, Any]]:
         for left_out in (EVERYTHING, REFIT, TIMES, NEWER, *used(choices)):
             add(run, choices, left_out)
         if run.loaded.merged:
-            add(*started(model, Settings(max_loss=limit, merge=False)), MERGING)
+            add(*started(model, Settings(max_loss=limit, confidence=0.5, merge=False)), MERGING)
         return with_ratios(rows, model, paths, run.loaded.feeds[0])
 
 

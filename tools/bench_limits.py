@@ -1,10 +1,10 @@
 """Every zoo model at three limits of the loss, and what fresh samples say: figures for docs/benchmarks/limits.json.
 
-python tools/bench_limits.py ZOO_FOLDER OUT.json [--confidence 0.95] [NAME …]
+python tools/bench_limits.py ZOO_FOLDER OUT.json [--confidence 0.5] [NAME …]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration a model (`sweep`), one saved file a limit. Each is run on
 samples that neither the calibration nor the choice of ranks saw: NAME_fresh.npz, else made with another seed (smollm
-has none). With `--confidence` the limits are held to the upper end of the loss; such rows stand beside the others. `ok`
+has none). Rows of another `--confidence` stand beside those of the default. `ok`
 says: not slower than the original beyond the A/A interval, and at most 1.2 limits lost on them.
 """
 
@@ -23,6 +23,7 @@ from onnx_lowrank.compare import compare
 from onnx_lowrank.models import CATALOGUE
 from onnx_lowrank.models.get import save_inputs
 from onnx_lowrank.report import Report, environment
+from onnx_lowrank.settings import DEFAULT_CONFIDENCE
 
 _LIMITS = (0.003, 0.01, 0.03)
 _OVER = 1.2
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="ZOO_FOLDER")
     parser.add_argument("target", type=Path, metavar="OUT.json")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--confidence", type=float, default=0.5, help="as of `optimize` [default: 0.5]")
+    parser.add_argument("--confidence", type=float, default=DEFAULT_CONFIDENCE, help="as of `optimize` [default: 0.95]")
     given = parser.parse_intermixed_args()
     table: dict[str, Any] = json.loads(given.target.read_text()) if given.target.exists() else {"rows": []}
     for model in sorted(given.folder.glob("*.onnx")):
