@@ -245,7 +245,7 @@ def unsure_loss(found: Measured, settings: Settings) -> list[str]:
         return []
     return [
         f"the {len(found.sample_losses)} held-out samples differ much: they only show a loss below {upper:.2g} (95 %), "
-        f"the limit is {settings.limit:g}; give more samples, or --confidence 0.95 to hold the limit so"
+        f"the limit is {settings.limit:g}; give more samples, or hold the limit with confidence 0.95, as is the default"
     ]
 
 
