@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+import onnx
+
 from onnx_lowrank.allocate import Candidate, Choices
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.plan import Decision
@@ -21,33 +23,25 @@ Factors = Mapping[str, tuple[float, float]]
 _FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum")
 
 
-def dense_times(
-    loaded: Loaded, settings: Settings, lowering: Lowering | None = None, whole: float | None = None
-) -> dict[str, float]:
-    """Milliseconds of every site's own weight inside the original model, in the precision that will be deployed.
-
-    Args:
-        whole: milliseconds that the model was measured to take, as of `stretched`.
-    """
+def dense_shares(loaded: Loaded, settings: Settings, lowering: Lowering | None = None) -> dict[str, float]:
+    """What share of the original's time every site's own weight takes, in the precision that will be deployed."""
     graph = Graph(loaded.file.model, loaded.file.folder)
     for site in loaded.sites:
         graph.apply(dense_patch(site, "profile"))
     built = graph.commit()
-    deployed = built if lowering is None else lowering.model(built)
-    times = node_times(
-        deployed, loaded.feeds[0], loaded.file.folder, provider=settings.provider, threads=settings.threads
-    )
-    return by_site(stretched(times, whole), loaded.sites, tails(loaded))
+    return shares(built if lowering is None else lowering.model(built), loaded, settings)
 
 
-def stretched(times: Mapping[str, float], whole: float | None) -> Mapping[str, float]:
-    """The times of a profile in the measure of the whole model's, when that is known.
+def shares(model: onnx.ModelProto, loaded: Loaded, settings: Settings) -> dict[str, float]:
+    """What share of a built model's time every site takes, by the runtime's profile.
 
-    A profile has the least of a few runs, at its own moment; a race has the median of many. On a machine that is shared
-    the difference of two profiles is not that of two races.
+    A profile has the least of a few runs, at its own moment; a race has the median of many. On a machine that is
+    shared the two have no common measure, shares have.
     """
+    feed, folder = loaded.feeds[0], loaded.file.folder
+    times = node_times(model, feed, folder, provider=settings.provider, threads=settings.threads)
     total = sum(times.values())
-    return times if whole is None or not total else {node: ms * whole / total for node, ms in times.items()}
+    return {node: ms / total for node, ms in by_site(times, loaded.sites, tails(loaded)).items()}
 
 
 def tails(loaded: Loaded) -> dict[str, str]:
@@ -88,6 +82,16 @@ def _prefixes(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
+
+
+def pace(decisions: Sequence[Decision], dense: Mapping[str, float]) -> float:
+    """In-situ over predicted time of all dense weights that both know: the machine is slower or faster by now.
+
+    Args:
+        dense: milliseconds inside the original.
+    """
+    known = [(dense[d.node], d.ms_before) for d in decisions if d.ms_before and d.node in dense]
+    return sum(now for now, _ in known) / sum(then for _, then in known) if known else 1.0
 
 
 def factors(

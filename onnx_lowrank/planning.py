@@ -214,7 +214,7 @@ def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
     run.table.recall(whole_key(run), lambda: {"ms": times["before"]})
     return {
         "before_ms": times["before"],
-        "predicted_ms": times["before"] - predicted_ms(decisions),
+        "predicted_ms": wholes.predicted(run, decisions),
         "measured_ms": times["after"],
         "corrected_sites": 0,
     }

@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx
 
 from onnx_lowrank import insitu, measure
+from onnx_lowrank.allocate import predicted_ms
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prediction import situation
+from onnx_lowrank.providers import Provider
 from onnx_lowrank.run import Run
-from onnx_lowrank.runtime import node_times
 
 Decisions = tuple[Decision, ...]
 
@@ -48,22 +49,30 @@ def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
     """In-situ over predicted times of the rewritten sites, in the measure of the whole models'."""
     timed = whole(run, decisions)
 
-    def before() -> dict[str, float]:
-        return insitu.dense_times(run.loaded, run.settings, run.lowering, timed["before"])
-
-    dense = run.table.recall(f"in situ {digest(run, ())}", before)
-
     def rewritten() -> dict[str, float]:
-        times = node_times(
-            run.deployed(decisions),
-            run.loaded.feeds[0],
-            run.loaded.file.folder,
-            provider=run.settings.provider,
-            threads=run.settings.threads,
-        )
-        return insitu.by_site(insitu.stretched(times, timed["after"]), run.loaded.sites, insitu.tails(run.loaded))
+        return insitu.shares(run.deployed(decisions), run.loaded, run.settings)
 
-    return insitu.factors(decisions, dense, run.table.recall(f"in situ {digest(run, decisions)}", rewritten))
+    after = run.table.recall(f"profile {digest(run, decisions)}", rewritten)
+    new = {node: share * timed["after"] for node, share in after.items()}
+    return insitu.factors(decisions, _dense(run, timed["before"]), new)
+
+
+def predicted(run: Run, decisions: Decisions) -> float:
+    """Milliseconds of a built plan by the sum of what its sites save, at the pace of the whole models' race.
+
+    On a card, whose profile shows launches, the pace is taken for that of the fragments.
+    """
+    before = whole(run, decisions)["before"]
+    on_card = Provider.of(run.settings.provider).on_device
+    pace = 1.0 if on_card else insitu.pace(decisions, _dense(run, before))
+    return before - pace * predicted_ms(decisions)
+
+
+def _dense(run: Run, whole_ms: float) -> dict[str, float]:
+    """Milliseconds of every site's own weight in an original that takes so many."""
+    key = f"profile {digest(run, ())}"
+    found = run.table.recall(key, lambda: insitu.dense_shares(run.loaded, run.settings, run.lowering))
+    return {node: share * whole_ms for node, share in found.items()}
 
 
 def digest(run: Run, decisions: Sequence[Decision]) -> str:

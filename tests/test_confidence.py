@@ -42,7 +42,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def optimize(home: Path, **choices: Any) -> onnx_lowrank.Report:
-    given = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False, "kinds": ("svd",)}
+    given: dict[str, Any] = {
+        "data": str(home / "x.npz"),
+        "cache": home / "t.json",
+        "verify_latency": False,
+        "kinds": ("svd",),
+    }
     return onnx_lowrank.optimize(home / "m.onnx", home / "out.onnx", **{**given, "refit": False, **choices})
 
 
@@ -74,14 +79,19 @@ def test_a_plan_is_replayed_as_sure_as_it_was_made(home: Path) -> None:
     """Rank 16 holds on average only: by default its replay would be refused."""
     plan = optimize(home, confidence=0.5).plan
     assert Plan.from_json(plan.to_json()).confidence == 0.5
-    given = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False}
+    given: dict[str, Any] = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False}
     assert onnx_lowrank.apply(plan, home / "m.onnx", home / "again.onnx", **given).verdict.confidence == 0.5
     with pytest.raises(VerificationError, match="with 95 % confidence"):
         onnx_lowrank.apply(plan, home / "m.onnx", home / "again.onnx", confidence=0.95, **given)
 
 
 def test_each_limit_of_a_sweep_is_held_so(home: Path, tmp_path: Path) -> None:
-    given = {"data": str(home / "x.npz"), "cache": home / "t.json", "verify_latency": False, "kinds": ("svd",)}
+    given: dict[str, Any] = {
+        "data": str(home / "x.npz"),
+        "cache": home / "t.json",
+        "verify_latency": False,
+        "kinds": ("svd",),
+    }
     reports = onnx_lowrank.sweep(home / "m.onnx", tmp_path, losses=(0.01, 0.05), refit=False, **given)
     assert [[d.rank for d in report.plan.decisions] for report in reports] == [[2 * RANK], [RANK]]
     assert all((report.verdict.loss_upper or 1) <= (report.verdict.loss_limit or 0) for report in reports)

@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnx_lowrank.allocate import Candidate, Choices
-from onnx_lowrank.insitu import by_site, corrected, dense_times, factors, stretched, tails
+from onnx_lowrank.insitu import by_site, corrected, dense_shares, factors, pace, tails
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.prepare import load
 from onnx_lowrank.settings import Settings
@@ -28,22 +28,19 @@ def choices(node: str) -> Choices:
     return Choices(Decision(node, "MatMul", (32, 32), ms_before=10.0), candidates, candidates)
 
 
-def test_a_profile_in_the_measure_of_a_race() -> None:
-    assert stretched({"a": 1.0, "b": 3.0}, 8.0) == {"a": 2.0, "b": 6.0}
-    assert stretched({"a": 1.0, "b": 3.0}, None) == {"a": 1.0, "b": 3.0}
-    assert stretched({}, 8.0) == {}
-
-
-@pytest.mark.parametrize("slowness", [1.0, 1.4])
-def test_a_corrected_prediction_is_what_the_race_measured(slowness: float) -> None:
-    """However fast the machine was while it profiled: 40 of 50 ms are the site's, of which 3 of 13 are left."""
+def test_a_corrected_prediction_is_what_the_race_measured() -> None:
+    """40 of 50 ms are the site's, of which 3 of 13 are left."""
     decision = choices("a").become(choices("a").candidates[0])
     race = {"before": 50.0, "after": 13.0}
-    old, new = ({n: ms * slowness for n, ms in profile.items()} for profile in ({"a": 20, "b": 5}, {"a": 1.5, "b": 5}))
-    known = factors((decision,), stretched(old, race["before"]), stretched(new, race["after"]))
-    (found,) = corrected([choices("a")], known)
+    (found,) = corrected([choices("a")], factors((decision,), {"a": 40.0}, {"a": 3.0}))
     saved = (found.dense.ms_before or 0.0) - found.candidates[0].ms
     assert race["before"] - saved == pytest.approx(race["after"])
+
+
+def test_the_pace_is_that_of_all_sites_that_both_know() -> None:
+    decisions = [choices("a").become(choices("a").candidates[0]), choices("b").dense, choices("unseen").dense]
+    assert pace(decisions, {"a": 12.0, "b": 18.0, "other": 70.0}) == pytest.approx(1.5)
+    assert pace(decisions, {}) == 1.0
 
 
 def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) -> None:
@@ -59,9 +56,10 @@ def test_a_node_belongs_to_the_site_whose_name_it_starts_with(tmp_path: Path) ->
     settings = Settings(cache=tmp_path)
     data = [{"x": rng.standard_normal((8192, 32)).astype(np.float32)} for _ in range(4)]  # many whole microseconds
     loaded = load(path, data, settings, lambda *_: None)
-    times = dense_times(loaded, settings)
-    assert set(times) == {"block", "block/inner"}
-    assert all(ms > 0 for ms in times.values())
+    known = dense_shares(loaded, settings)
+    assert set(known) == {"block", "block/inner"}
+    assert all(share > 0 for share in known.values())
+    assert sum(known.values()) < 1  # the Relu takes some too
     named = {"block/dense": 1.0, "block/inner/dense": 2.0, "block/inner/bias": 0.5, "other": 9.0}
     assert by_site(named, loaded.sites, {}) == {"block": 1.0, "block/inner": 2.5}
     assert tails(loaded) == {"t": "block", "u": "block", "y": "block/inner"}

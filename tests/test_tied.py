@@ -19,7 +19,7 @@ from onnx_lowrank.files import ModelFile
 from onnx_lowrank.fitting import calibrate
 from onnx_lowrank.fragment import Fragment, Kind, Op, X, Y
 from onnx_lowrank.graph import Graph, Patch, Place
-from onnx_lowrank.insitu import by_site, dense_times, tails
+from onnx_lowrank.insitu import by_site, dense_shares, tails
 from onnx_lowrank.measure import parameters
 from onnx_lowrank.passes import KINDS
 from onnx_lowrank.passes.dense import dense_fragment
@@ -192,7 +192,7 @@ def test_times_inside_the_model_are_those_of_all_places(home: Path) -> None:
     loaded = load(home / "tied.onnx", home / "x.npz", Settings(cache=home), lambda *_: None)
     assert by_site({"p/down": 1.0, "p/up": 2.0, "r/down": 4.0, "s": 8.0}, loaded.sites, {}) == {"p": 7.0}
     assert tails(loaded) == {"p": "p", "q": "p", "r": "p", "s": "p", "y": "p"}
-    assert dense_times(loaded, Settings(cache=home)).keys() == {"p"}
+    assert dense_shares(loaded, Settings(cache=home)).keys() == {"p"}
 
 
 def tensors(model: onnx.ModelProto, names: list[str], sample: dict[str, Any]) -> list[Any]:
