@@ -174,7 +174,7 @@ def test_sites_that_8_bits_cost_too_much_stay_in_float(home: Path) -> None:
     """With a limit below what int8 alone loses, some sites are left in float, and the file holds the limit."""
     given: dict[str, Any] = {"data": str(home / "m.npz"), "cache": home / "cache", "kinds": ("conv_svd",)}
     report = onnx_lowrank.optimize(
-        home / "m.onnx", home / "x.onnx", precision="int8", max_loss=2e-4, refit=False, **given
+        home / "m.onnx", home / "x.onnx", precision="int8", max_loss=2e-4, confidence=0.5, refit=False, **given
     )
     scheme = report.plan.scheme
     assert scheme is not None

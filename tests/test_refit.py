@@ -42,7 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
     samples = rng.standard_normal((24, 1, 3, 20, 20)).cumsum(axis=3).cumsum(axis=4) / 10
     data = [{"x": sample.astype(np.float32)} for sample in samples]
-    return start(folder / "m.onnx", data, Settings(cache=folder / "cache", max_loss=0.2), Clock(lambda *_: None))
+    return start(
+        folder / "m.onnx", data, Settings(cache=folder / "cache", max_loss=0.2, confidence=0.5), Clock(lambda *_: None)
+    )
 
 
 def decisions(rank: int) -> tuple[Decision, ...]:
