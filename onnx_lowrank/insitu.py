@@ -40,7 +40,7 @@ def shares(model: onnx.ModelProto, loaded: Loaded, settings: Settings) -> dict[s
     """
     feed, folder = loaded.feeds[0], loaded.file.folder
     times = node_times(model, feed, folder, provider=settings.provider, threads=settings.threads)
-    total = sum(times.values())
+    total = sum(times.values()) or 1.0  # a profile counts whole microseconds: all may be 0
     return {node: ms / total for node, ms in by_site(times, loaded.sites, tails(loaded)).items()}
 
 
