@@ -39,7 +39,10 @@ Sizes = dict[str, set[Size]]
 def measured_choices(
     loaded: Loaded, fits: Fits, table: LatencyTable, settings: Settings, progress: Progress
 ) -> list[Choices]:
-    """Time what each distinct geometry could become, and list for every site the candidates that are faster."""
+    """Time what each distinct geometry could become, and list for every site the candidates that are faster.
+
+    The errors of candidates are algebra on what was fitted: a stage of its own, so that the other is timing alone.
+    """
     kinds = {kind.name: kind for kind in KINDS if kind.name in settings.kinds}
     # Work tells time on a CPU only; baselines look at ranks that the knapsack need not.
     every = settings.policy != "knapsack" or Provider.of(table.provider).on_device
@@ -47,21 +50,27 @@ def measured_choices(
     for site in loaded.sites:
         alike.setdefault(site.geometries, []).append(fits[site.name])
     wanted: dict[tuple[Geometry, ...], Sizes] = {}
-    times: dict[tuple[Geometry, ...], dict[str, float]] = {}
+    steps = len(alike) + len(loaded.sites)
     for done, (geometries, same) in enumerate(alike.items()):
-        progress("measure", done, len(alike))
+        progress("estimate", done, steps)
         if table.given:
             wanted[geometries] = known_sizes(geometries, same, kinds, table)
         else:
             wanted[geometries] = first_sizes(geometries[0], same, kinds, every=every)
-        times[geometries] = adaptive_times(geometries, wanted[geometries], kinds, table)
+    times: dict[tuple[Geometry, ...], dict[str, float]] = {}
+    for done, (geometries, sizes) in enumerate(wanted.items()):
+        progress("measure", done, len(wanted))
+        times[geometries] = adaptive_times(geometries, sizes, kinds, table)
         table.save()
-    progress("measure", len(alike), len(alike))
-    return [
-        _choices(site, loaded, fits[site.name], wanted[site.geometries], times[site.geometries], kinds,
-                 max((table.noise(g) for g in site.geometries), default=0.0), unknown=table.lacks(site.geometries))
-        for site in loaded.sites
-    ]  # fmt: skip
+    progress("measure", len(wanted), len(wanted))
+    found = []
+    for done, site in enumerate(loaded.sites):
+        progress("estimate", len(alike) + done, steps)
+        noise = max((table.noise(geometry) for geometry in site.geometries), default=0.0)
+        known = (fits[site.name], wanted[site.geometries], times[site.geometries], kinds, noise)
+        found.append(_choices(site, loaded, *known, unknown=table.lacks(site.geometries)))
+    progress("estimate", steps, steps)
+    return found
 
 
 def first_sizes(geometry: Geometry, fits: Sequence[Fit], kinds: Mapping[str, Kind], *, every: bool) -> Sizes:

@@ -42,14 +42,10 @@ class RelativeLoss:
         """The loss over all samples so far; 0 when there are none."""
         return _weighted([_ratio(sum(e), sum(p)) for e, p in self._outputs()], self._weights)
 
-    def error(self) -> float:
-        """Standard error of a ratio of sums, linearised (Cochran, Sampling Techniques, 1977, §2.11 and §6.4)."""
-        count = len(self._rows)
-        if count < 2 or not math.isfinite(self.value()):
-            return math.inf
+    def influences(self) -> list[float]:
+        """How far each sample moves the ratios of sums (Cochran, Sampling Techniques, 1977, §2.11 and §6.4)."""
         moved = [_moved(np.array(e), np.array(p)) for e, p in self._outputs()]
-        shares = [_weighted(row, self._weights) for row in zip(*moved, strict=True)]
-        return math.sqrt(count / (count - 1) * sum(share**2 for share in shares))
+        return [_weighted(row, self._weights) for row in zip(*moved, strict=True)]
 
     def _outputs(self) -> list[tuple[list[float], list[float]]]:
         """Errors and powers of every output, one entry a sample."""
@@ -84,9 +80,9 @@ class MeanLoss:
             return 0.0
         return _weighted(list(np.mean(self._rows, axis=0)), self._weights)
 
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return _error_of_mean([_weighted(row, self._weights) for row in self._rows])
+    def influences(self) -> list[float]:
+        """How far each sample moves the mean."""
+        return _about_the_mean([_weighted(row, self._weights) for row in self._rows])
 
 
 class UserLoss:
@@ -115,9 +111,9 @@ class UserLoss:
         """The mean so far; 0 when there are no samples."""
         return float(np.mean(self.per_sample)) if self.per_sample else 0.0
 
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return _error_of_mean(self.per_sample)
+    def influences(self) -> list[float]:
+        """How far each sample moves the mean."""
+        return _about_the_mean(self.per_sample)
 
 
 def cosine(y: Array, other: Array) -> float:
@@ -202,9 +198,9 @@ def _moved(errors: Array, powers: Array) -> list[float]:
     return list((errors - errors.sum() / total * powers) / total) if total else [0.0] * len(errors)
 
 
-def _error_of_mean(values: Sequence[float]) -> float:
-    """Infinite when there are fewer than two values."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+def _about_the_mean(values: Sequence[float]) -> list[float]:
+    """How far each value is off the mean, over their number."""
+    return list((np.asarray(values) - np.mean(values)) / len(values))
 
 
 def _difference(y: Array, other: Array) -> tuple[float, float]:

@@ -34,10 +34,13 @@ def with_shared(
     layered = {node for node, choice in found.items() if len(choice.ranked) < len(choice.candidates)}
     wanted = [one for family in families(loaded.sites) for one in sets(family) if _fitted(one, fits) is not None]
     wanted = [one for one in wanted if layered.isdisjoint(site.name for site in one)]
+    timed = []
     for done, members in enumerate(wanted):
         progress("share", done, len(wanted))
-        times, noise = _times(members, fits, table)
+        timed.append(_times(members, fits, table))
         table.save()
+    for done, (members, (times, noise)) in enumerate(zip(wanted, timed, strict=True)):
+        progress("estimate", done, len(wanted))
         for name, candidates in _candidates(members, loaded, fits, found, times, noise).items():
             found[name] = dataclasses.replace(found[name], candidates=(*found[name].candidates, *candidates))
     return [found[choice.dense.node] for choice in choices]

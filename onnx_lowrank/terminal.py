@@ -37,6 +37,7 @@ _STAGES = {
     "factor": "factor",
     "reference": "run the original on held-out samples",
     "lower": "choose a way to the precision",
+    "estimate": "errors of candidates",
     "measure": "measure ranks",
     "probe": "probe sensitivities",
     "decide": "build and measure plans",

@@ -112,7 +112,7 @@ def decisions(rank: int, letters: str = LETTERS) -> tuple[Decision, ...]:
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> Run:
-    settings = Settings(cache=home / "cache", max_loss=0.5, kinds=("svd", "shared"))
+    settings = Settings(cache=home / "cache", max_loss=0.5, confidence=0.5, kinds=("svd", "shared"))
     return start(home / "m.onnx", data(home), settings, Clock(lambda *_: None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from onnx_lowrank.metrics import RelativeLoss, UserLoss, new_loss
 from onnx_lowrank.runtime import Session
-from onnx_lowrank.validation import References, upper_end
+from onnx_lowrank.validation import References, standard_error, upper_end
 
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
 two (float[n, 2] x) => (float[n, 2] y, float[n, 2] z) <float[1] s = {SCALE}> { y = Mul(x, s)  z = Identity(x) }"""
@@ -50,21 +51,21 @@ def test_the_error_of_equal_powers_is_that_of_a_mean() -> None:
     parts = [0.1, 0.3, 0.2, 0.6, 0.3]
     counted = loss(*[([[1.0]], [[1.0 + part]]) for part in parts])
     squares = np.square(parts)
-    assert counted.error() == pytest.approx(squares.std(ddof=1) / math.sqrt(5))
+    assert standard_error(counted) == pytest.approx(squares.std(ddof=1) / math.sqrt(5))
     mean = UserLoss(lambda a, b: float(np.square(b["y"] - a["y"])[0]), "f", ["y"])
     cosine = new_loss("top1", ["y"], {})(["y"])
     for i, part in enumerate(parts):
         mean.add([np.ones(1)], [np.ones(1) + part])
         cosine.add([np.eye(2)[:1]], [np.eye(2)[i % 2 :][:1]])
-    assert mean.error() == pytest.approx(counted.error())
-    assert cosine.error() == pytest.approx(np.std([0, 1, 0, 1, 0], ddof=1) / math.sqrt(5))
+    assert standard_error(mean) == pytest.approx(standard_error(counted))
+    assert standard_error(cosine) == pytest.approx(np.std([0, 1, 0, 1, 0], ddof=1) / math.sqrt(5))
 
 
 def test_the_error_is_the_spread_over_other_samples() -> None:
     """The truth: the loss of many draws of forty samples."""
     counted = [loss(*samples(40, seed=seed)) for seed in range(300)]
     spread = np.std([one.value() for one in counted], ddof=1)
-    assert np.mean([one.error() for one in counted]) == pytest.approx(spread, rel=0.15)
+    assert np.mean([standard_error(one) for one in counted]) == pytest.approx(spread, rel=0.15)
 
 
 def test_the_upper_end_covers_as_often_as_it_says() -> None:
@@ -75,15 +76,38 @@ def test_the_upper_end_covers_as_often_as_it_says() -> None:
     assert upper_end(one, 0.5) == one.value() < upper_end(one, 0.8) < upper_end(one, 0.95)
 
 
+def losses(values: Iterable[float]) -> RelativeLoss:
+    """Of samples that lose so much each, of equal power."""
+    return loss(*[([[1.0]], [[1.0 + math.sqrt(value)]]) for value in values])
+
+
+def test_the_upper_end_of_symmetric_losses_is_students() -> None:
+    even = losses([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert upper_end(even, 0.95) == pytest.approx(0.03 + 2.131847 * math.sqrt(0.00025 / 5))  # t of 4 degrees of freedom
+    few_are_small = losses([0.05, 0.05, 0.05, 0.05, 0.01])
+    assert upper_end(few_are_small, 0.95) == pytest.approx(0.042 + 2.131847 * math.sqrt(0.00032 / 5))
+    nearly_even = losses([0.01, 0.02, 0.03, 0.04, 0.05 + 1e-5])
+    assert upper_end(nearly_even, 0.95) == pytest.approx(upper_end(even, 0.95), abs=1e-5)
+
+
+def test_the_upper_end_of_skewed_losses_covers_too() -> None:
+    """Losses of which a few are large: Student's interval of 48 covers their mean, which is known, too seldom."""
+    rng = np.random.default_rng(0)
+    drawn = [losses(rng.gamma(0.3, 0.01, 48)) for _ in range(600)]
+    student = [one.value() + 1.677927 * standard_error(one) >= 0.003 for one in drawn]
+    covered = [upper_end(one, 0.95) >= 0.003 for one in drawn]
+    assert np.mean(student) < 0.9 < 0.91 <= np.mean(covered) <= 0.98
+
+
 def test_what_one_sample_or_a_broken_output_says_is_unsure() -> None:
-    assert loss(([[1.0]], [[1.1]])).error() == math.inf
+    assert standard_error(loss(([[1.0]], [[1.1]]))) == math.inf
     assert upper_end(loss(([[1.0]], [[1.1]])), 0.5) == pytest.approx(0.01)
     assert upper_end(loss(([[1.0]], [[1.1]])), 0.95) == math.inf
     broken = loss(([[1.0]], [[math.inf]]), ([[1.0]], [[1.0]]))
-    assert broken.error() == math.inf
+    assert standard_error(broken) == math.inf
     assert upper_end(broken, 0.95) == math.inf
     same = loss(([[0.0]], [[0.0]]), ([[0.0]], [[0.0]]))
-    assert (same.error(), upper_end(same, 0.95)) == (0.0, 0.0)
+    assert (standard_error(same), upper_end(same, 0.95)) == (0.0, 0.0)
 
 
 def test_outputs_are_averaged() -> None:
