@@ -3,9 +3,9 @@
 python tools/bench_limits.py ZOO_FOLDER OUT.json [--confidence 0.5] [NAME …]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration a model (`sweep`), one saved file a limit. Each is run on
-samples that neither the calibration nor the choice of ranks saw: NAME_fresh.npz, else made with another seed (smollm
-has none). Rows of another `--confidence` stand beside those of the default. `ok`
-says: not slower than the original beyond the A/A interval, and at most 1.2 limits lost on them.
+samples that neither the calibration nor the choice of ranks saw: NAME_fresh.npz, else made with another seed. Rows of
+another `--confidence` stand beside those of the default. `ok` says: not slower than the original beyond the A/A
+interval, and at most 1.2 limits lost on them.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def efficientnet(wheel: Path, out: Path) -> Built:
 
 
 def smollm(wheel: Path, out: Path) -> Built:
-    """SmolLM2-135M, a decoder without cache, and 256 passages of 64 tokens out of Python's docstrings."""
+    """SmolLM2-135M, a decoder without cache; 256 passages of 64 tokens out of docstrings, and as many fresh ones."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,7 +143,9 @@ def smollm(wheel: Path, out: Path) -> Built:
     path, dim = out / "smollm.onnx", torch.export.Dim
     shapes = ({0: dim("batch", min=1, max=64), 1: dim("seq", min=2, max=2048)},)
     _export(Decoder(), (torch.randint(0, 40000, (2, 24)),), path, ["input_ids"], ["logits"], shapes)
-    return path, {"input_ids": _passages(lambda text: list(tokenizer(text)["input_ids"][:_LENGTH]))}
+    passages = _passages(lambda text: list(tokenizer(text)["input_ids"][:_LENGTH]), 2 * _COUNT)
+    save_inputs(out / "smollm_fresh.npz", {"input_ids": passages[_COUNT:]})
+    return path, {"input_ids": passages[:_COUNT]}
 
 
 def _trace(model: Any, example: Any, path: Path, names: list[str], outputs: list[str], axes: Any) -> None:
@@ -170,7 +172,7 @@ def _export(model: Any, example: Any, path: Path, names: list[str], outputs: lis
         )  # fmt: skip
 
 
-def _passages(encode: Callable[[str], list[int]], count: int = _COUNT) -> Any:
+def _passages(encode: Callable[[str], list[int]], count: int) -> Any:
     """Docstrings, the first 64 tokens of each: no padding anywhere."""
     return _rows(list(_docstrings()), encode, _LENGTH, count)
 
