@@ -105,6 +105,18 @@ def factors(
     return found
 
 
+def retimed(decisions: Sequence[Decision], known: Factors) -> tuple[Decision, ...]:
+    """The decisions with their milliseconds as the profile says."""
+
+    def one(decision: Decision) -> Decision:
+        if decision.node not in known or decision.ms_before is None or decision.ms_after is None:
+            return decision
+        before, after = known[decision.node]
+        return dataclasses.replace(decision, ms_before=decision.ms_before * before, ms_after=decision.ms_after * after)
+
+    return tuple(one(decision) for decision in decisions)
+
+
 def corrected(choices: Sequence[Choices], known: Factors, lost: Mapping[str, float] | None = None) -> list[Choices]:
     """The choices with their milliseconds as the profile says; what is no longer faster is no candidate.
 

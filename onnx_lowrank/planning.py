@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -76,9 +76,9 @@ def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[D
     else:
         found = spent(run, decisions, lambda one: _further(run, choices, one), choices)
     run.fits = found.fits
-    if found.decisions != decisions and not run.table.given:
-        run.additivity = {**run.additivity, **_prediction(run, found.decisions)}
-    return found.decisions, found.refits
+    if found.decisions == decisions or run.table.given:
+        return found.decisions, found.refits
+    return _additive_again(run, choices, found), found.refits
 
 
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
@@ -195,7 +195,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
         return decisions
     found = run.additivity = _prediction(run, decisions)
     lost = guard.losses(run, decisions)
-    off = abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE
+    off = _off(found)
     if off or lost.ms:
         known = wholes.factors(run, decisions)
         known = known if off else {node: factor for node, factor in known.items() if node in lost.ms}
@@ -207,6 +207,27 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
             found = _prediction(run, decisions) | {"corrected_sites": len({*known, *lost.ms})}
     run.additivity = found
     return decisions
+
+
+def _additive_again(run: Run, choices: list[Choices], one: Repaired) -> Decisions:
+    """The plan that a repair has led to, held against the whole model as well, and corrected where it is off."""
+    decisions, before = one.decisions, run.additivity.get("corrected_sites", 0)
+    found = _prediction(run, decisions)
+    known = wholes.factors(run, decisions) if _off(found) else {}
+    if known:
+        choices[:] = insitu.corrected(choices, known)
+        decisions = insitu.retimed(decisions, known)
+        better = _further(run, choices, one)
+        if better is not None and predicted_ms(better) > predicted_ms(decisions):
+            decisions = better
+        found = _prediction(run, decisions)
+    run.additivity = {**found, "corrected_sites": max(before, len(known))}
+    return decisions
+
+
+def _off(found: Mapping[str, float]) -> bool:
+    """Whether the sum of the predictions and the whole model disagree."""
+    return abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE
 
 
 def _prediction(run: Run, decisions: Decisions) -> dict[str, float]:
