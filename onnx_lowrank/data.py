@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onnx_lowrank.synthetic import did_you_mean
 from onnx_lowrank.tables import file_table, npy_table
 
 Data = str | Path | Sequence[str | Path] | Iterable[Sample] | Callable[[], object] | None
-_EVERY = 4  # one sample in four is held out
+_EVERY = 4  # one sample of so many is held out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,21 +87,31 @@ def turn_about(sources: Sequence[Source]) -> Source:
 def split(source: Source) -> tuple[Source, Source, bool]:
     """Calibration samples, held-out samples, and whether they are the same single sample.
 
-    Every fourth sample is held out; of two or three the last. Views stream; at most four samples are read here.
+    One of each four samples is held out, at a place that is drawn, so that of data that alternates not all of one sort
+    are; of two or three the last. Views stream; at most four samples are read here.
 
     Raises:
         DataError: as iterating the source does.
     """
     count = sum(1 for _ in itertools.islice(source, _EVERY))
-    last = min(count, _EVERY) - 1
+
+    def apart(index: int) -> bool:
+        return held_out(index) if count == _EVERY else index == count - 1
 
     def view(held: bool) -> Source:
         def samples() -> Iterator[dict[str, Array]]:
-            return (s for i, s in enumerate(source) if count == 1 or (i % _EVERY == last) == held)
+            return (s for i, s in enumerate(source) if count == 1 or apart(i) == held)
 
         return Source(source.description, source.synthetic, samples)
 
     return view(False), view(True), count == 1
+
+
+def held_out(index: int) -> bool:
+    """Whether the sample of that index is held out, of four samples or more: each place once in four fours."""
+    four, place = divmod(index, _EVERY)
+    places = random.Random(four // _EVERY).sample(range(_EVERY), _EVERY)
+    return place == places[four % _EVERY]
 
 
 def _open_python(specs: Sequence[InputSpec], data: Any, limit: int) -> Source:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.data import Source, open_source, split
+from onnx_lowrank.data import Source, held_out, open_source, split
 from onnx_lowrank.errors import DataError, SettingsError
 from onnx_lowrank.inputs import InputSpec
 
@@ -347,17 +347,27 @@ def test_calibration_and_held_out_are_disjoint_and_complete(count: int) -> None:
         return [int(sample["ids"][0, 0]) for sample in source]
 
     data = [{"ids": np.array([[i]])} for i in range(count)]
-    calibration, held_out, shared = split(open_source([IDS], data))
+    calibration, apart, shared = split(open_source([IDS], data))
     assert not shared
-    assert numbers(held_out) == ([i for i in range(count) if i % 4 == 3] if count > 3 else [count - 1])
-    assert sorted(numbers(calibration) + numbers(held_out)) == list(range(count))
+    if count < 4:
+        assert numbers(apart) == [count - 1]
+    for start in range(0, count - 3, 4):
+        assert sum(start <= number < start + 4 for number in numbers(apart)) == 1
+    assert sorted(numbers(calibration) + numbers(apart)) == list(range(count))
     assert numbers(calibration) == numbers(calibration)
 
 
+def test_what_alternates_is_held_out_of_every_sort() -> None:
+    apart = [index for index in range(64) if held_out(index)]
+    assert [sum(index % 2 == phase for index in apart) for phase in range(2)] == [8, 8]
+    assert [sum(index % 4 == phase for index in apart) for phase in range(4)] == [4, 4, 4, 4]
+    assert [sum(index // 4 == four for index in apart) for four in range(16)] == [1] * 16
+
+
 def test_a_single_sample_serves_both_and_says_so() -> None:
-    calibration, held_out, shared = split(open_source([IDS], [{"ids": np.array([[7]])}]))
+    calibration, apart, shared = split(open_source([IDS], [{"ids": np.array([[7]])}]))
     assert shared
-    assert len(list(calibration)) == len(list(held_out)) == 1
+    assert len(list(calibration)) == len(list(apart)) == 1
 
 
 def test_splitting_reads_at_most_four_samples() -> None:
