@@ -93,9 +93,21 @@ class Run:
 
     def loss_of(self, decisions: Sequence[Decision]) -> float:
         """Loss of the built model, as far as the held-out samples are sure of it (`confidence`)."""
-        model = self.deployed(decisions)
-        session = Session(model, provider=self.settings.provider, threads=0, folder=self.loaded.file.folder)
-        return upper_end(self.references.loss(session), self.settings.sure)
+        return upper_end(self.references.loss(self._session(decisions)), self.settings.sure)
+
+    def loss_of_all(self, decisions: Sequence[Decision]) -> float:
+        """The same, or that over all samples where it is larger: those that the factors were fitted to among them."""
+        session, names = self._session(decisions), self.references.outputs
+        original = Session(self.loaded.file.path, provider=self.settings.provider, threads=0)
+        counted = self.references.loss(session)
+        apart = upper_end(counted, self.settings.sure)
+        for sample in self.loaded.calibration:
+            counted.add(original.run(sample, names), session.run(sample, names))
+        return max(apart, upper_end(counted, self.settings.sure))
+
+    def _session(self, decisions: Sequence[Decision]) -> Session:
+        model, folder = self.deployed(decisions), self.loaded.file.folder
+        return Session(model, provider=self.settings.provider, threads=0, folder=folder)
 
 
 def start(

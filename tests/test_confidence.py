@@ -71,6 +71,19 @@ def test_by_default_the_upper_end_holds_it(home: Path) -> None:
     assert not any("differ much" in warning for warning in report.warnings)
 
 
+def test_what_the_fitted_samples_lose_counts_too(home: Path) -> None:
+    """Of those held out none reads what rank 16 leaves out, a third of the others do: a plan that was lucky."""
+    with np.load(home / "x.npz") as data:
+        x = data["x"].reshape(SAMPLES, 64, WIDTH).copy()
+    x[APART[-1]] = x[APART[0]]
+    np.savez(home / "lucky.npz", x=x)
+    lucky = optimize(home, data=str(home / "lucky.npz"), confidence=0.5)
+    assert [d.rank for d in lucky.plan.decisions] == [RANK]
+    assert (lucky.verdict.loss_upper or 1) <= 0.01
+    report = optimize(home, data=str(home / "lucky.npz"))
+    assert [d.rank for d in report.plan.decisions] == [2 * RANK]
+
+
 def test_a_model_that_is_left_has_no_upper_end(home: Path) -> None:
     report = optimize(home, exclude=("*",))
     assert not report

@@ -1,4 +1,4 @@
-"""A plan that a repair has led to: held against the whole model, corrected by its profile, chosen once more."""
+"""A plan that a repair has led to: held against the whole model, and against all samples; chosen once more."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from onnx_lowrank import planning, wholes
-from onnx_lowrank.allocate import Candidate, Choices, predicted_ms
+from onnx_lowrank.allocate import Candidate, Choices, predicted_loss, predicted_ms
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.repair import Repaired
+from onnx_lowrank.settings import Settings
 
 MILD, FAST = Candidate("svd", 16, 0.01, 8.0, 0.01), Candidate("svd", 8, 0.1, 2.0, 0.1)
 CHOICE = Choices(Decision("a", "MatMul", (32, 32), ms_before=40.0), (FAST, MILD), (FAST, MILD))
@@ -66,3 +67,37 @@ def test_a_plan_that_fits_is_left_as_it_is(run: Any, monkeypatch: pytest.MonkeyP
     assert planning._additive_again(run, choices, repaired(CHOICE.become(MILD))) == (CHOICE.become(MILD),)
     assert choices == [CHOICE]
     assert run.additivity["corrected_sites"] == 3
+
+
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Samples that lose three times what was predicted, and no precision that loses anything."""
+    monkeypatch.setattr(planning, "fitting", lambda choice, *_: choice)
+    monkeypatch.setattr(planning, "_prediction", lambda _, plan, corrected: {"rank": plan[0].rank, "was": corrected})
+    loaded = types.SimpleNamespace(shared=False, sites=[types.SimpleNamespace(name="a")])
+    return types.SimpleNamespace(
+        loaded=loaded,
+        fits={"a": None},
+        settings=Settings(max_loss=0.05),
+        base_loss=0.0,
+        table=types.SimpleNamespace(given=False),
+        additivity={"corrected_sites": 2},
+        loss_of_all=lambda plan: 3 * predicted_loss(plan),
+    )
+
+
+def test_a_plan_that_all_samples_deny_makes_way_for_a_milder_one(lossy: Any) -> None:
+    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(MILD),)
+    assert lossy.additivity == {"rank": 16, "was": 2}
+
+
+def test_and_for_the_original_where_none_is_mild_enough(lossy: Any) -> None:
+    lossy.settings = Settings(max_loss=0.02)
+    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.stay(),)
+    assert lossy.additivity == {"corrected_sites": 2}
+
+
+@pytest.mark.parametrize("choices", [{"max_loss": 0.4}, {"max_loss": 0.05, "confidence": 0.5}, {"speedup": 2.0}])
+def test_a_plan_that_holds_or_need_not_is_left(lossy: Any, choices: dict[str, Any]) -> None:
+    lossy.settings = Settings(**choices)
+    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(FAST),)
