@@ -105,7 +105,10 @@ def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Deci
     while any(d.kind for d in decisions) and (lost := run.loss_of_all(decisions)) > limit:
         aim = predicted_loss(decisions) * (_STRICTER * limit - base) / (lost - base)
         decisions = next((plan for loss, plan in reversed(plans) if loss <= aim), dense)
-    if decisions != first and any(d.kind for d in decisions) and not run.table.given:
+    if decisions == first:
+        return first
+    run.warnings.append("the held-out samples alone allow a faster plan, all samples together do not: a milder one")
+    if any(d.kind for d in decisions) and not run.table.given:
         run.additivity = _prediction(run, decisions, run.additivity.get("corrected_sites", 0))
     return decisions
 

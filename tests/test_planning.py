@@ -82,6 +82,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> Any:
         base_loss=0.0,
         table=types.SimpleNamespace(given=False),
         additivity={"corrected_sites": 2},
+        warnings=[],
         loss_of_all=lambda plan: 3 * predicted_loss(plan),
     )
 
@@ -89,6 +90,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_plan_that_all_samples_deny_makes_way_for_a_milder_one(lossy: Any) -> None:
     assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(MILD),)
     assert lossy.additivity == {"rank": 16, "was": 2}
+    assert len(lossy.warnings) == 1
 
 
 def test_and_for_the_original_where_none_is_mild_enough(lossy: Any) -> None:
@@ -101,3 +103,4 @@ def test_and_for_the_original_where_none_is_mild_enough(lossy: Any) -> None:
 def test_a_plan_that_holds_or_need_not_is_left(lossy: Any, choices: dict[str, Any]) -> None:
     lossy.settings = Settings(**choices)
     assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(FAST),)
+    assert not lossy.warnings
