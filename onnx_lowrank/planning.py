@@ -28,7 +28,7 @@ Decisions = tuple[Decision, ...]
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
 _POLISH_ROUNDS = 2
 _CORRECTIONS = 4  # searches again with raised estimates
-_STRICTER = 0.9  # of the limit is aimed at where a plan was beyond it
+_WITNESSED = 8  # plans that are built to be run on all samples
 
 
 def choose(run: Run) -> list[Choices]:
@@ -94,19 +94,20 @@ def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Deci
     """A plan within the limit on all samples too, those that its factors were fitted to among them.
 
     The search and the repair read the held-out samples dozens of times, and where a few samples carry the loss they
-    find a plan that happens to spare those: it loses more on what it was fitted to than on them. Then milder ones of
-    the frontier are taken, by how much more it loses than it may.
+    find a plan that happens to spare those: it loses more on what it was fitted to than on them. Then the last milder
+    one of the frontier is looked for that all samples let pass.
     """
     limit, base = run.settings.limit, run.base_loss
     if run.loaded.shared or run.settings.policy != "knapsack" or run.settings.sure == 0.5 or not np.isfinite(limit):
         return decisions
+    if not any(d.kind for d in decisions) or (lost := run.loss_of_all(decisions)) <= limit:
+        return decisions
     left = [fitting(c, s, run.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
-    dense, plans, first = tuple(c.stay() for c in choices), frontier(left), decisions
-    while any(d.kind for d in decisions) and (lost := run.loss_of_all(decisions)) > limit:
-        aim = predicted_loss(decisions) * (_STRICTER * limit - base) / (lost - base)
-        decisions = next((plan for loss, plan in reversed(plans) if loss <= aim), dense)
-    if decisions == first:
-        return first
+    most = predicted_loss(decisions)
+    milder = [(base + loss, plan) for loss, plan in frontier(left) if loss < most]
+    scale = lost / (base + most) if np.isfinite(lost) else 1.0
+    found = search(milder, run.loss_of_all, limit, rounds=_WITNESSED, scale=scale)
+    decisions = found.holds or tuple(c.stay() for c in choices)
     run.warnings.append("the held-out samples alone allow a faster plan, all samples together do not: a milder one")
     if any(d.kind for d in decisions) and not run.table.given:
         run.additivity = _prediction(run, decisions, run.additivity.get("corrected_sites", 0))
