@@ -277,7 +277,7 @@ def test_both_go_all_the_way_from_the_file_to_a_rewritten_model(
     samples = [{"x": rng.standard_normal((1, 6, 5, 5)).astype(np.float32)} for _ in range(24)]
     model = model_of(nodes[0], samples[0]["x"], weights, nodes[1])
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    settings = Settings(cache=tmp_path / "cache", precision=precision)
+    settings = Settings(cache=tmp_path / "cache", precision=precision, confidence=0.5)
     run_ = start(tmp_path / "m.onnx", samples, settings, Clock(lambda *_: None))
     assert [(s.name, s.geometry.groups) for s in run_.loaded.sites] == [("up", 1), ("mul", 4)]
     losses = []
