@@ -97,12 +97,14 @@ class Run:
 
     def loss_of_all(self, decisions: Sequence[Decision]) -> float:
         """The same, or that over all samples where it is larger: those that the factors were fitted to among them."""
+        self.clock("witness", 0, 1)
         session, names = self._session(decisions), self.references.outputs
         original = Session(self.loaded.file.path, provider=self.settings.provider, threads=0)
         counted = self.references.loss(session)
         apart = upper_end(counted, self.settings.sure)
         for sample in self.loaded.calibration:
             counted.add(original.run(sample, names), session.run(sample, names))
+        self.clock("witness", 1, 1)
         return max(apart, upper_end(counted, self.settings.sure))
 
     def _session(self, decisions: Sequence[Decision]) -> Session:

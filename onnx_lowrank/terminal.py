@@ -42,6 +42,7 @@ _STAGES = {
     "probe": "probe sensitivities",
     "decide": "build and measure plans",
     "refit": "repair the factors with data",
+    "witness": "run the plan on all samples",
     "verify": "verify the saved file",
     "compare": "compare models",
     "race": "time models turn about",

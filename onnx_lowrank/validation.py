@@ -56,7 +56,7 @@ def upper_end(loss: Loss, confidence: float) -> float:
         return loss.value() if confidence == 0.5 else loss.value() + error
     moved = np.asarray(loss.influences())
     quantile = float(scipy.special.stdtrit(len(moved) - 1, confidence))
-    skewness = float(np.mean(moved**3) / np.mean(moved**2) ** 1.5)
+    skewness = float(np.mean((moved / np.sqrt(np.mean(moved**2))) ** 3))
     tail = skewness / math.sqrt(len(moved))
     if tail <= _SYMMETRIC:
         return loss.value() + quantile * error
