@@ -108,7 +108,7 @@ def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Deci
     scale = lost / (base + most) if np.isfinite(lost) else 1.0
     found = search(milder, run.loss_of_all, limit, rounds=_WITNESSED, scale=scale)
     decisions = found.holds or tuple(c.stay() for c in choices)
-    run.warnings.append("the held-out samples alone allow a faster plan, all samples together do not: a milder one")
+    run.warnings.append("the held-out samples alone allow a faster plan, all samples do not: a milder one was taken")
     if any(d.kind for d in decisions) and not run.table.given:
         run.additivity = _prediction(run, decisions, run.additivity.get("corrected_sites", 0))
     return decisions
