@@ -11,6 +11,7 @@ import scipy.linalg
 from onnx_lowrank import guard, insitu, measure, wholes
 from onnx_lowrank.allocate import Choices, Plans, frontier, predicted_loss, predicted_ms
 from onnx_lowrank.blame import explained
+from onnx_lowrank.calibration import Fits
 from onnx_lowrank.candidates import fitting
 from onnx_lowrank.knapsack import settle
 from onnx_lowrank.linalg import Array
@@ -85,9 +86,14 @@ def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[D
 
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
-    left = [fitting(c, s, one.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
+    left = _served(run, choices, one.fits)
     scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
+
+
+def _served(run: Run, choices: Sequence[Choices], fits: Fits) -> list[Choices]:
+    """The candidates that fits serve, which a repair may have moved."""
+    return [fitting(c, s, fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
 
 
 def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Decisions:
@@ -102,10 +108,9 @@ def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Deci
         return decisions
     if not any(d.kind for d in decisions) or (lost := run.loss_of_all(decisions)) <= limit:
         return decisions
-    left = [fitting(c, s, run.fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
     most = predicted_loss(decisions)
-    milder = [(base + loss, plan) for loss, plan in frontier(left) if loss < most]
-    scale = lost / (base + most) if np.isfinite(lost) else 1.0
+    milder = [(base + loss, plan) for loss, plan in frontier(_served(run, choices, run.fits)) if loss < most]
+    scale = lost / max(base + most, 1e-12) if np.isfinite(lost) else 1.0
     found = search(milder, run.loss_of_all, limit, rounds=_WITNESSED, scale=scale)
     decisions = found.holds or tuple(c.stay() for c in choices)
     run.warnings.append("the held-out samples alone allow a faster plan, all samples do not: a milder one was taken")

@@ -51,17 +51,19 @@ def upper_end(loss: Loss, confidence: float) -> float:
     Args:
         confidence: from 0.5, which is the measured loss itself, to below 1.
     """
+    if confidence == 0.5:
+        return loss.value()
     error = standard_error(loss)
-    if confidence == 0.5 or error == 0 or not math.isfinite(error):
-        return loss.value() if confidence == 0.5 else loss.value() + error
+    if error == 0 or not math.isfinite(error):
+        return loss.value() + error
     moved = np.asarray(loss.influences())
     quantile = float(scipy.special.stdtrit(len(moved) - 1, confidence))
     skewness = float(np.mean((moved / np.sqrt(np.mean(moved**2))) ** 3))
     tail = skewness / math.sqrt(len(moved))
     if tail <= _SYMMETRIC:
         return loss.value() + quantile * error
-    moved_back = 1 - np.cbrt(1 - tail * (quantile + tail / 6))
-    return loss.value() + 3 / tail * float(moved_back) * error
+    transformed = 3 / tail * (1 - float(np.cbrt(1 - tail * (quantile + tail / 6))))
+    return loss.value() + transformed * error
 
 
 NewLoss = Callable[[Sequence[str]], Loss]

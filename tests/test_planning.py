@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_and_for_the_original_where_none_is_mild_enough(lossy: Any) -> None:
     lossy.settings = Settings(max_loss=0.02)
     assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.stay(),)
     assert lossy.additivity == {"corrected_sites": 2}
+
+
+def test_a_plan_that_was_said_to_lose_nothing_is_denied_too(lossy: Any) -> None:
+    free = dataclasses.replace(MILD, loss=0.0)
+    choice = dataclasses.replace(CHOICE, candidates=(free,))
+    lossy.loss_of_all = lambda _: 0.1
+    assert planning._held_by_all(lossy, [choice], (choice.become(free),)) == (choice.stay(),)
 
 
 @pytest.mark.parametrize("choices", [{"max_loss": 0.4}, {"max_loss": 0.05, "confidence": 0.5}, {"speedup": 2.0}])
