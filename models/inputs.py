@@ -93,7 +93,7 @@ def files(_model: Path, *, count: int = 256, fresh: bool = False) -> Inputs:
     return {"bytes": np.array(rows, np.int32)}
 
 
-def speech_windows(model: Path, *, count: int = 64, fresh: bool = False) -> Inputs:
+def speech_windows(model: Path, *, count: int = 256, fresh: bool = False) -> Inputs:
     """Windows of a synthetic speech-like signal, with the state that the model itself had reached before each."""
     session = Session(model)
     shapes = {name: [1 if not isinstance(d, int) else d for d in shape] for name, _, shape in session.inputs()}
