@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -234,6 +234,11 @@ def fitting(choice: Choices, site: Site, fit: Fit) -> Choices:
         return fit.serves(kinds[candidate.kind], site.geometry, candidate.rank, candidate.inner)
 
     return dataclasses.replace(choice, candidates=tuple(c for c in choice.candidates if serves(c)))
+
+
+def served(choices: Iterable[Choices], sites: Iterable[Site], fits: Fits) -> list[Choices]:
+    """All sites' candidates that their fits serve, which a repair may have moved."""
+    return [fitting(choice, site, fits[site.name]) for choice, site in zip(choices, sites, strict=True)]
 
 
 def macs_per_weight(site: Site, loaded: Loaded) -> int:

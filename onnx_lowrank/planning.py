@@ -11,25 +11,24 @@ import scipy.linalg
 from onnx_lowrank import guard, insitu, measure, wholes
 from onnx_lowrank.allocate import Choices, Plans, frontier, predicted_loss, predicted_ms
 from onnx_lowrank.blame import explained
-from onnx_lowrank.calibration import Fits
-from onnx_lowrank.candidates import fitting
+from onnx_lowrank.candidates import served
 from onnx_lowrank.knapsack import settle
 from onnx_lowrank.linalg import Array
 from onnx_lowrank.mixed import timed_choices
-from onnx_lowrank.plan import Decision, Plan, Refit
+from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.policies import POLICIES
 from onnx_lowrank.prediction import whole_key
 from onnx_lowrank.probing import with_losses
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
 from onnx_lowrank.search import search
+from onnx_lowrank.witness import held_by_all
 
 Decisions = tuple[Decision, ...]
 
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
 _POLISH_ROUNDS = 2
 _CORRECTIONS = 4  # searches again with raised estimates
-_WITNESSED = 8  # plans that are built to be run on all samples
 
 
 def choose(run: Run) -> list[Choices]:
@@ -45,15 +44,18 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         choices: from `choose`, where several plans are made of them.
     """
     found = list(choices) if choices is not None else choose(run)
-    decisions = _additive(run, found, _reach(run, found))
-    refits: tuple[Refit, ...] = ()
-    if run.settings.refit and run.settings.policy == "knapsack" and any(d.kind for d in decisions):
-        decisions, refits = _repaired(run, found, decisions)
-    decisions = _held_by_all(run, found, decisions)
+    first = Repaired(_additive(run, found, _reach(run, found)), (), run.fits)
+    made = first
+    if run.settings.refit and run.settings.policy == "knapsack" and any(d.kind for d in first.decisions):
+        made = _repaired(run, found, first)
+    chosen = held_by_all(run, found, first, made)
+    run.fits = chosen.fits
+    if chosen.decisions != made.decisions and any(d.kind for d in chosen.decisions) and not run.table.given:
+        run.additivity = _prediction(run, chosen.decisions, run.additivity.get("corrected_sites", 0))
     loaded, settings = run.loaded, run.settings
     return Plan(
         model_sha256=loaded.file.sha256,
-        decisions=decisions,
+        decisions=chosen.decisions,
         max_loss=settings.limit if np.isfinite(settings.limit) else None,
         confidence=settings.sure,
         provider=str(settings.provider),
@@ -65,58 +67,30 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         metric=settings.metric,
         output_weights=tuple(sorted(settings.output_weights.items())),
         policy=settings.policy,
-        refits=refits,
+        refits=chosen.refits,
         provider_options=tuple(sorted(settings.provider_options.items())),
         scheme=run.lowering.scheme if run.lowering else None,
         merges=tuple((one.taken_in, one.node) for one in loaded.merged),
     )
 
 
-def _repaired(run: Run, choices: list[Choices], decisions: Decisions) -> tuple[Decisions, tuple[Refit, ...]]:
+def _repaired(run: Run, choices: list[Choices], first: Repaired) -> Repaired:
     """Repair the factors; where the loss is the goal, spend what that wins on a faster plan."""
     if run.settings.speedup is not None or run.settings.size is not None:
-        found = repaired(run, decisions, choices)
+        found = repaired(run, first.decisions, choices)
     else:
-        found = spent(run, decisions, lambda one: _further(run, choices, one), choices)
+        found = spent(run, first.decisions, lambda one: _further(run, choices, one), choices)
     run.fits = found.fits
-    if found.decisions == decisions or run.table.given:
-        return found.decisions, found.refits
-    return _additive_again(run, choices, found), found.refits
+    if found.decisions == first.decisions or run.table.given:
+        return found
+    return _additive_again(run, choices, found)
 
 
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
-    left = _served(run, choices, one.fits)
+    left = served(choices, run.loaded.sites, one.fits)
     scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
-
-
-def _served(run: Run, choices: Sequence[Choices], fits: Fits) -> list[Choices]:
-    """The candidates that fits serve, which a repair may have moved."""
-    return [fitting(c, s, fits[s.name]) for c, s in zip(choices, run.loaded.sites, strict=True)]
-
-
-def _held_by_all(run: Run, choices: list[Choices], decisions: Decisions) -> Decisions:
-    """A plan within the limit on all samples too, those that its factors were fitted to among them.
-
-    The search and the repair read the held-out samples dozens of times, and where a few samples carry the loss they
-    find a plan that happens to spare those: it loses more on what it was fitted to than on them. Then the last milder
-    one of the frontier is looked for that all samples let pass.
-    """
-    limit, base = run.settings.limit, run.base_loss
-    if run.loaded.shared or run.settings.policy != "knapsack" or run.settings.sure == 0.5 or not np.isfinite(limit):
-        return decisions
-    if not any(d.kind for d in decisions) or (lost := run.loss_of_all(decisions)) <= limit:
-        return decisions
-    most = predicted_loss(decisions)
-    milder = [(base + loss, plan) for loss, plan in frontier(_served(run, choices, run.fits)) if loss < most]
-    scale = lost / max(base + most, 1e-12) if np.isfinite(lost) else 1.0
-    found = search(milder, run.loss_of_all, limit, rounds=_WITNESSED, scale=scale)
-    decisions = found.holds or tuple(c.stay() for c in choices)
-    run.warnings.append("the held-out samples alone allow a faster plan, all samples do not: a milder one was taken")
-    if any(d.kind for d in decisions) and not run.table.given:
-        run.additivity = _prediction(run, decisions, run.additivity.get("corrected_sites", 0))
-    return decisions
 
 
 def _reach(run: Run, choices: list[Choices]) -> Decisions:
@@ -240,20 +214,21 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
     return decisions
 
 
-def _additive_again(run: Run, choices: list[Choices], one: Repaired) -> Decisions:
+def _additive_again(run: Run, choices: list[Choices], one: Repaired) -> Repaired:
     """The plan that a repair has led to, held against the whole model as well, and corrected where it is off."""
-    decisions, before = one.decisions, run.additivity.get("corrected_sites", 0)
-    found = _prediction(run, decisions, before)
-    known = wholes.factors(run, decisions) if _off(found) else {}
+    before = run.additivity.get("corrected_sites", 0)
+    found = _prediction(run, one.decisions, before)
+    known = wholes.factors(run, one.decisions) if _off(found) else {}
     if known:
         choices[:] = insitu.corrected(choices, known)
-        decisions = insitu.retimed(decisions, known)
+        plan, before_it = (insitu.retimed(plan, known) for plan in (one.decisions, one.made_for))
+        one = dataclasses.replace(one, decisions=plan, made_for=before_it)
         better = _further(run, choices, one)
-        if better is not None and predicted_ms(better) > predicted_ms(decisions):
-            decisions = better
-        found = _prediction(run, decisions, max(before, len(known)))
+        if better is not None and predicted_ms(better) > predicted_ms(one.decisions):
+            one = dataclasses.replace(one, decisions=better)
+        found = _prediction(run, one.decisions, max(before, len(known)))
     run.additivity = found
-    return decisions
+    return one
 
 
 def _off(found: Mapping[str, float]) -> bool:

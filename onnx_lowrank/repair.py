@@ -26,13 +26,20 @@ _STEP = 1.02  # another refit is not worth less than this ratio of the sites' ti
 
 @dataclasses.dataclass(frozen=True)
 class Repaired:
-    """A plan with repaired factors: the refits in order, all fits, and the measured loss before and after the last."""
+    """A plan and its factors, repaired or not.
+
+    Attributes:
+        refits: in their order; none where the fits are of the original's activations.
+        before, loss: measured before and after the last refit.
+        made_for: the plan that the last refit was made for, which it may have been spent on.
+    """
 
     decisions: Decisions
     refits: tuple[Refit, ...]
     fits: Fits
-    before: float
-    loss: float
+    before: float = 0.0
+    loss: float = 0.0
+    made_for: Decisions = ()
 
 
 def repaired(run: Run, decisions: Decisions, choices: Sequence[Choices] = ()) -> Repaired:
@@ -57,7 +64,7 @@ def repaired(run: Run, decisions: Decisions, choices: Sequence[Choices] = ()) ->
     fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of), near)
     ready = ((node, *size) for node, sizes in near.items() for size in sizes)
     refits = (Refit.of(decisions, kept, ready),) if kept else ()
-    return Repaired(decisions, refits, fits, before, best)
+    return Repaired(decisions, refits, fits, before, best, decisions)
 
 
 def replayed(run: Run, decisions: Sequence[Decision], refits: Sequence[Refit]) -> Fits:
@@ -115,7 +122,7 @@ def spent(
         further: the furthest plan whose measured loss holds with the fits of a repaired one.
         choices: what the sites may become.
     """
-    found = Repaired(decisions, (), run.fits, 0.0, 0.0)
+    found = Repaired(decisions, (), run.fits)
     for _ in range(rounds(run)):
         one = repaired(dataclasses.replace(run, fits=found.fits), found.decisions, choices)
         if not one.refits:

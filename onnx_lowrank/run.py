@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,19 @@ from onnx_lowrank.precision import Lowering
 from onnx_lowrank.prepare import Loaded, Progress, load
 from onnx_lowrank.resume import Stages, run_key
 from onnx_lowrank.rewrite import Latest, check_matches, rewritten
-from onnx_lowrank.runtime import Session, version
+from onnx_lowrank.runtime import Feed, Session, version
 from onnx_lowrank.saving import check_room
 from onnx_lowrank.scheme import Scheme
 from onnx_lowrank.schemes import Way, check_precision, choose_lowering
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.validation import NewLoss, References, upper_end
 from onnx_lowrank.weighing import with_metrics
+
+Pairs = Iterable[tuple[Feed, list[Any]]]
+"""Samples, each with the original's outputs."""
+
+_FITTED = 3  # samples that are fitted to for each that is held out
+_KEPT = 2**30  # bytes of outputs on them that may lie on disk
 
 
 class Clock:
@@ -57,6 +63,7 @@ class Clock:
 class Run:
     """Everything known about one model on the way through; the steps fill it in order.
 
+    `witnesses` gives the samples that were fitted to, each with the original's outputs.
     `fits` are made on the original's own activations until some of them are repaired. `lowering` makes the precision
     that will be deployed, None where that is the model's own; `ways` were measured to choose it, and `base_loss` is
     the loss of the original in it.
@@ -66,6 +73,7 @@ class Run:
     settings: Settings
     fits: Fits
     references: References
+    witnesses: Callable[[], Pairs]
     clock: Clock
     table: LatencyTable
     stages: Stages = dataclasses.field(default_factory=lambda: Stages(None, ""))
@@ -98,12 +106,11 @@ class Run:
     def loss_of_all(self, decisions: Sequence[Decision]) -> float:
         """The same, or that over all samples where it is larger: those that the factors were fitted to among them."""
         self.clock("witness", 0, 1)
-        session, names = self._session(decisions), self.references.outputs
-        original = Session(self.loaded.file.path, provider=self.settings.provider, threads=0)
+        session = self._session(decisions)
         counted = self.references.loss(session)
         apart = upper_end(counted, self.settings.sure)
-        for sample in self.loaded.calibration:
-            counted.add(original.run(sample, names), session.run(sample, names))
+        for sample, reference in self.witnesses():
+            counted.add(reference, session.run(sample, self.references.outputs))
         self.clock("witness", 1, 1)
         return max(apart, upper_end(counted, self.settings.sure))
 
@@ -149,7 +156,8 @@ def start(
     lower = functools.partial(choose_lowering, loaded, settings, references, precision, _stage(clock))
     lowering, ways = _lowering(lower, plan.scheme if plan else None, stages if precision else Stages(None, ""))
     table = table or latency_table(settings, lowering)
-    run = Run(loaded, settings, fits, references, clock, table, stages, lowering=lowering, ways=ways)
+    witnesses = _witnesses(loaded, settings, references)
+    run = Run(loaded, settings, fits, references, witnesses, clock, table, stages, lowering=lowering, ways=ways)
     run.base_loss = run.loss_of(()) if lowering else 0.0
     run.warnings += _warnings(loaded, table, references.count)
     return run
@@ -189,6 +197,21 @@ def _references(loaded: Loaded, settings: Settings, counter: NewLoss, clock: Clo
     found = References(original, loaded.held_out, counter)
     clock("reference", 1, 1)
     return found
+
+
+def _witnesses(loaded: Loaded, settings: Settings, references: References) -> Callable[[], Pairs]:
+    """The outputs on the samples that were fitted to stay on disk once they are asked for, where they take little."""
+
+    def original() -> Session:
+        return Session(loaded.file.path, provider=settings.provider, threads=0)
+
+    def streamed() -> Pairs:
+        session = original()
+        return ((sample, session.run(sample, references.outputs)) for sample in loaded.calibration)
+
+    if _FITTED * references.bytes > _KEPT:
+        return streamed
+    return functools.cache(lambda: References(original(), loaded.calibration, references.new_loss))
 
 
 def _as_sure_as(count: int, settings: Settings) -> Settings:

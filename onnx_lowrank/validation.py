@@ -73,20 +73,22 @@ NewLoss = Callable[[Sequence[str]], Loss]
 class References:
     """Outputs of the original model on the held-out samples, kept on disk so that memory does not grow.
 
-    `fingerprint` is a hash of the samples: names, types, shapes and values of all inputs in their order.
+    `fingerprint` is a hash of the samples: names, types, shapes and values of all inputs in their order. `bytes` is
+    what the outputs take on disk.
     """
 
     def __init__(self, session: Session, samples: Iterable[Feed], new_loss: NewLoss) -> None:
         self._folder = Folder()
-        self._samples, self._new_loss = samples, new_loss
+        self._samples, self.new_loss = samples, new_loss
         self._kept: Callable[[Feed], bool] = lambda _: True
         self.outputs = session.output_names
-        self.count = 0
+        self.count = self.bytes = 0
         counted = hashlib.sha256()
         for sample in samples:
             _count(counted, sample)
             outputs = session.run(sample)
             np.savez(self._path(self.count), *[np.asarray(y) for y in outputs])
+            self.bytes += self._path(self.count).stat().st_size
             self.count += 1
         self.fingerprint = counted.hexdigest()
 
@@ -112,7 +114,7 @@ class References:
         Args:
             more: tensors that are fed beside every sample.
         """
-        counted = self._new_loss(self.outputs)
+        counted = self.new_loss(self.outputs)
         for sample, reference in self:
             counted.add(reference, session.run({**sample, **(more or {})}, self.outputs))
         return counted

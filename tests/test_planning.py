@@ -1,18 +1,16 @@
-"""A plan that a repair has led to: held against the whole model, and against all samples; chosen once more."""
+"""A plan that a repair has led to, held against the whole model; chosen once more."""
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from typing import Any
 
 import pytest
 
 from onnx_lowrank import planning, wholes
-from onnx_lowrank.allocate import Candidate, Choices, predicted_loss, predicted_ms
+from onnx_lowrank.allocate import Candidate, Choices, predicted_ms
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.repair import Repaired
-from onnx_lowrank.settings import Settings
 
 MILD, FAST = Candidate("svd", 16, 0.01, 8.0, 0.01), Candidate("svd", 8, 0.1, 2.0, 0.1)
 CHOICE = Choices(Decision("a", "MatMul", (32, 32), ms_before=40.0), (FAST, MILD), (FAST, MILD))
@@ -34,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def repaired(*decisions: Decision) -> Repaired:
-    return Repaired(decisions, (), {}, 0.02, 0.01)
+    return Repaired(decisions, (), {}, 0.02, 0.01, made_for=(CHOICE.become(MILD),))
 
 
 def test_a_plan_that_is_off_is_corrected_and_stays_where_nothing_else_holds(
@@ -42,22 +40,23 @@ def test_a_plan_that_is_off_is_corrected_and_stays_where_nothing_else_holds(
 ) -> None:
     monkeypatch.setattr(planning, "_further", lambda *_: None)
     choices = [CHOICE]
-    (kept,) = planning._additive_again(run, choices, repaired(CHOICE.become(MILD)))
-    assert (kept.rank, kept.ms_before, kept.ms_after) == (16, 40.0, 24.0)
+    one = planning._additive_again(run, choices, repaired(CHOICE.become(MILD)))
+    assert [(d.rank, d.ms_before, d.ms_after) for d in one.decisions] == [(16, 40.0, 24.0)]
+    assert one.made_for == one.decisions
     assert [c.ms for c in choices[0].candidates] == [6.0, 24.0]
     assert run.additivity == {"before_ms": 50.0, "predicted_ms": 34.0, "measured_ms": 34.0, "corrected_sites": 1}
 
 
 def test_a_plan_that_is_faster_by_the_corrected_times_is_taken(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_further", lambda _, choices, __: (choices[0].become(choices[0].candidates[0]),))
-    (taken,) = planning._additive_again(run, [CHOICE], repaired(CHOICE.become(MILD)))
+    (taken,) = planning._additive_again(run, [CHOICE], repaired(CHOICE.become(MILD))).decisions
     assert (taken.rank, taken.ms_after) == (8, 6.0)
     assert run.additivity["predicted_ms"] == run.additivity["measured_ms"] == 16.0
 
 
 def test_a_slower_one_is_not(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_further", lambda _, choices, __: (choices[0].become(choices[0].candidates[1]),))
-    (kept,) = planning._additive_again(run, [CHOICE], repaired(CHOICE.become(FAST)))
+    (kept,) = planning._additive_again(run, [CHOICE], repaired(CHOICE.become(FAST))).decisions
     assert (kept.rank, kept.ms_after) == (8, 6.0)
 
 
@@ -65,50 +64,7 @@ def test_a_plan_that_fits_is_left_as_it_is(run: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(wholes, "predicted", lambda *_: 31.0)  # within a tenth of 34
     run.additivity = {"corrected_sites": 3}
     choices = [CHOICE]
-    assert planning._additive_again(run, choices, repaired(CHOICE.become(MILD))) == (CHOICE.become(MILD),)
+    one = repaired(CHOICE.become(MILD))
+    assert planning._additive_again(run, choices, one) == one
     assert choices == [CHOICE]
     assert run.additivity["corrected_sites"] == 3
-
-
-@pytest.fixture
-def lossy(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Samples that lose three times what was predicted, and no precision that loses anything."""
-    monkeypatch.setattr(planning, "fitting", lambda choice, *_: choice)
-    monkeypatch.setattr(planning, "_prediction", lambda _, plan, corrected: {"rank": plan[0].rank, "was": corrected})
-    loaded = types.SimpleNamespace(shared=False, sites=[types.SimpleNamespace(name="a")])
-    return types.SimpleNamespace(
-        loaded=loaded,
-        fits={"a": None},
-        settings=Settings(max_loss=0.05),
-        base_loss=0.0,
-        table=types.SimpleNamespace(given=False),
-        additivity={"corrected_sites": 2},
-        warnings=[],
-        loss_of_all=lambda plan: 3 * predicted_loss(plan),
-    )
-
-
-def test_a_plan_that_all_samples_deny_makes_way_for_a_milder_one(lossy: Any) -> None:
-    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(MILD),)
-    assert lossy.additivity == {"rank": 16, "was": 2}
-    assert len(lossy.warnings) == 1
-
-
-def test_and_for_the_original_where_none_is_mild_enough(lossy: Any) -> None:
-    lossy.settings = Settings(max_loss=0.02)
-    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.stay(),)
-    assert lossy.additivity == {"corrected_sites": 2}
-
-
-def test_a_plan_that_was_said_to_lose_nothing_is_denied_too(lossy: Any) -> None:
-    free = dataclasses.replace(MILD, loss=0.0)
-    choice = dataclasses.replace(CHOICE, candidates=(free,))
-    lossy.loss_of_all = lambda _: 0.1
-    assert planning._held_by_all(lossy, [choice], (choice.become(free),)) == (choice.stay(),)
-
-
-@pytest.mark.parametrize("choices", [{"max_loss": 0.4}, {"max_loss": 0.05, "confidence": 0.5}, {"speedup": 2.0}])
-def test_a_plan_that_holds_or_need_not_is_left(lossy: Any, choices: dict[str, Any]) -> None:
-    lossy.settings = Settings(**choices)
-    assert planning._held_by_all(lossy, [CHOICE], (CHOICE.become(FAST),)) == (CHOICE.become(FAST),)
-    assert not lossy.warnings

@@ -146,6 +146,7 @@ LEVELS: Final[dict[str, int]] = {
     "outcome": 6,
     "pipeline": 6,
     "planning": 6,
+    "witness": 6,
     "prediction": 6,
     "fitting": 6,
     "input_fits": 6,

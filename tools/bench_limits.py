@@ -61,6 +61,7 @@ def _row(model: Path, limit: float, report: Report, fresh: Path) -> dict[str, An
         "loss_upper": verdict.loss_upper,
         "fresh_loss": lost,
         "additivity": report.additivity,
+        "warnings": list(report.warnings),
         "ok": verdict.speedup.high >= aa[0] and (lost is None or lost <= _OVER * limit),
     }
 
