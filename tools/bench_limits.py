@@ -1,10 +1,11 @@
 """Every zoo model at three limits of the loss, and what fresh samples say: figures for docs/benchmarks/limits.json.
 
-python tools/bench_limits.py ZOO_FOLDER OUT.json [--confidence 0.5] [NAME …]
+python tools/bench_limits.py ZOO_FOLDER OUT.json [--confidence 0.5] [--keep FOLDER] [NAME …]
 
 ZOO_FOLDER holds NAME.onnx and NAME.npz. One calibration a model (`sweep`), one saved file a limit. Each is run on
 samples that neither the calibration nor the choice of ranks saw: NAME_fresh.npz, else made with another seed. Rows of
-another `--confidence` stand beside those of the default. `ok` says: not slower than the original beyond the A/A
+another `--confidence` stand beside those of the default. `--keep` leaves the files in FOLDER, as NAME-LIMIT.onnx, to be
+evaluated on their task by zoo_eval.py. `ok` says: not slower than the original beyond the A/A
 interval, and at most 1.2 limits lost on them.
 """
 
@@ -29,13 +30,13 @@ _LIMITS = (0.003, 0.01, 0.03)
 _OVER = 1.2
 
 
-def rows_of(model: Path, confidence: float) -> list[dict[str, Any]]:
+def rows_of(model: Path, confidence: float, keep: Path | None) -> list[dict[str, Any]]:
     """One row a limit."""
     makers = {e.name: e.inputs for e in CATALOGUE} | zoo_inputs.MAKERS
     with tempfile.TemporaryDirectory() as scratch:
         folder, fresh = Path(scratch), model.with_name(f"{model.stem}_fresh.npz")
         data = str(model.with_suffix(".npz"))
-        reports = pipeline.sweep(model, folder, losses=_LIMITS, data=data, confidence=confidence)
+        reports = pipeline.sweep(model, keep or folder, losses=_LIMITS, data=data, confidence=confidence)
         if not fresh.exists() and model.stem in makers:
             fresh = folder / "fresh.npz"
             save_inputs(fresh, makers[model.stem](model, fresh=True))
@@ -77,12 +78,13 @@ def main() -> None:
     parser.add_argument("target", type=Path, metavar="OUT.json")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--confidence", type=float, default=DEFAULT_CONFIDENCE, help="as of `optimize` [default: 0.95]")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     given = parser.parse_intermixed_args()
     table: dict[str, Any] = json.loads(given.target.read_text()) if given.target.exists() else {"rows": []}
     for model in sorted(given.folder.glob("*.onnx")):
         if (given.names and model.stem not in given.names) or not model.with_suffix(".npz").exists():
             continue
-        rows = [row | {"environment": environment()} for row in rows_of(model, given.confidence)]
+        rows = [row | {"environment": environment()} for row in rows_of(model, given.confidence, given.keep)]
         table["rows"] = [*(row for row in table["rows"] if _key(row) != _key(rows[0])), *rows]
         given.target.write_text(json.dumps(table, indent=1) + "\n")
         for row in rows:
