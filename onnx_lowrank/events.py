@@ -11,6 +11,9 @@ import numpy as np
 NUMBERED: Final = "onnx_lowrank_node_"
 """Start of the names of nodes that are called after their position."""
 
+_KERNEL: Final = "_kernel_time"
+_HOLDERS: Final = ("If", "Loop", "Scan")
+
 
 @dataclass(frozen=True)
 class NodeRun:
@@ -27,7 +30,7 @@ def node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
     """The nodes of the main graph by position, in a model whose nodes are named after it."""
     found: dict[int, NodeRun] = {}
     for event in events:
-        name, _, suffix = event.get("name", "").rpartition("_kernel_time")
+        name, _, suffix = event.get("name", "").rpartition(_KERNEL)
         number = name.removeprefix(NUMBERED)
         if event.get("cat") != "Node" or suffix or number == name or not number.isdigit():
             continue  # a node of a body, or one that the runtime made (`…/duplicated`)
@@ -44,15 +47,34 @@ def node_runs(events: list[dict[str, Any]]) -> dict[int, NodeRun]:
 
 
 def kernel_times(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Milliseconds in a run, and operators, of every node as the runtime executes it, by its name."""
+    """Milliseconds in a run, and operators, of every node as the runtime executes it, by its name.
+
+    The nodes of a body count for themselves, not for the If, Loop or Scan around them as well: an If may hold all of
+    a model, one in the other.
+    """
+    kernels = [e for e in events if e.get("cat") == "Node" and e.get("name", "").endswith(_KERNEL)]
     times: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
-    for event in events:
-        name, found, suffix = event.get("name", "").rpartition("_kernel_time")
-        if event.get("cat") == "Node" and found and not suffix:
-            times.setdefault(name, []).append(event["dur"] / 1e3)
-            ops[name] = event.get("args", {}).get("op_name", "")
+    for event, us in _own_times(kernels):
+        name = event["name"].removesuffix(_KERNEL)
+        times.setdefault(name, []).append(us / 1e3)
+        ops[name] = event["args"]["op_name"]
     return {name: _of_a_run(ms, runs) for name, ms in times.items()}, ops
+
+
+def _own_times(kernels: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """Every event in the order of the starts, with its microseconds less those of the events inside it."""
+    ordered = sorted(kernels, key=lambda event: (event["ts"], -event["dur"]))
+    own = [event["dur"] for event in ordered]
+    around: list[int] = []
+    for index, event in enumerate(ordered):
+        while around and ordered[around[-1]]["ts"] + ordered[around[-1]]["dur"] <= event["ts"]:
+            around.pop()
+        if around:
+            own[around[-1]] -= event["dur"]
+        if event["args"]["op_name"] in _HOLDERS:
+            around.append(index)
+    return list(zip(ordered, own, strict=True))
 
 
 def _of_a_run(ms: Sequence[float], runs: int) -> float:

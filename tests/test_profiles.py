@@ -53,19 +53,42 @@ def test_pools_in_the_blocked_layout_are_nodes_of_the_user(tmp_path: Path) -> No
     assert made <= {"ReorderInput", "ReorderOutput"}
 
 
-def event(name: str, us: int, kind: str = "Node") -> dict[str, Any]:
-    return {"cat": kind, "name": name, "dur": us, "args": {"op_name": "Conv"}}
+def event(name: str, us: int, kind: str = "Node", *, at: int = 0, op: str = "Conv") -> dict[str, Any]:
+    return {"cat": kind, "name": name, "ts": at, "dur": us, "args": {"op_name": op}}
 
 
 def test_the_time_of_a_node_is_the_least_of_its_warm_runs() -> None:
     """Once a run, twice a run in a loop, in one run of three, and what is no node's kernel; the first run is cold."""
-    once = [event("a_kernel_time", us) for us in (1, 9, 5)]
-    looped = [event("b_kernel_time", us) for us in (1, 1, 8, 7, 3, 30)]
+    once = [event("a_kernel_time", us, at=k) for k, us in enumerate((1, 9, 5))]
+    looped = [event("b_kernel_time", us, at=k) for k, us in enumerate((1, 1, 8, 7, 3, 30))]
     seldom = [event("c_kernel_time", 6)]
     other = [event("a_fence_before", 1), event("model_run", 1), event("d_kernel_time", 1, "Session")]
     ms, ops = kernel_times([*once, *looped, *seldom, *other], 3)
     assert ms == pytest.approx({"a": 0.005, "b": 0.015, "c": 0.002})
     assert ops == dict.fromkeys("abc", "Conv")
+
+
+def test_nodes_of_bodies_count_once() -> None:
+    """An If around a Conv and another If, which holds a Conv; then one that holds nothing; bodies come first."""
+    inner = [event("a_kernel_time", 20, at=12), event("b_kernel_time", 30, at=43)]
+    holders = [event("in_kernel_time", 40, at=40, op="If"), event("out_kernel_time", 75, at=10, op="If")]
+    after = [event("c_kernel_time", 9, at=85), event("last_kernel_time", 4, at=94, op="If")]
+    ms, ops = kernel_times([*inner, *holders, *after], 1)
+    assert ms == pytest.approx({"out": 0.015, "a": 0.02, "in": 0.01, "b": 0.03, "c": 0.009, "last": 0.004})
+    assert ops["out"] == "If"
+
+
+def test_a_profile_of_ifs_adds_up_to_no_more_than_the_run(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    ifs (bool c, float[256, 256] x) => (float[256, 256] y) {
+        y = If (c) <then_branch = t () => (float[256, 256] z) { m = MatMul(x, x) z = MatMul(m, x) },
+                    else_branch = e () => (float[256, 256] z) { z = Identity(x) }>
+    }"""
+    feed = {"c": np.array(True), "x": np.ones((256, 256), np.float32)}
+    found = profile_model(parser.parse_model(text), feed, tmp_path, provider="cpu", threads=1, runs=3)
+    inside = sum(ms for name, ms in found.ms.items() if found.ops[name] == "MatMul")
+    (around,) = (ms for name, ms in found.ms.items() if found.ops[name] == "If")
+    assert 0 <= around < inside / 4
 
 
 def test_unnamed_and_repeated_nodes_get_names_of_their_own() -> None:
