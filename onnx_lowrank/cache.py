@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import SettingsError
-from onnx_lowrank.latency import environment, read_table, table_name, write_table
+from onnx_lowrank.latency import DENSE, environment, read_table, table_name, write_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,10 @@ def export(folder: Path, target: Path, provider: str = "cpu", threads: int = 1, 
 
 
 def bring(folder: Path, source: Path) -> Entry:
-    """Put an exported table into a cache folder, beside or into the one that is there; known times stay.
+    """Put an exported table into a cache folder, beside or into the one that is there.
+
+    Known times stay. New ones of a fragment that is known are scaled by the dense weight's two times, as
+    `LatencyTable.measure` does.
 
     Raises:
         SettingsError: not a table, or the folder cannot be written.
@@ -71,6 +75,12 @@ def bring(folder: Path, source: Path) -> Entry:
     settings, rows = read_table(source)
     target = folder / table_name(settings)
     known = read_table(target)[1] if target.exists() else {}
-    merged = {key: {**rows.get(key, {}), **known.get(key, {})} for key in {*rows, *known}}
+    merged = {key: _merged(known.get(key, {}), rows.get(key, {})) for key in {*rows, *known}}
     write_table(target, settings, merged)
     return Entry(target, settings, len(merged), sum(map(len, merged.values())), False)
+
+
+def _merged(known: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """One row out of two of the same fragment, or of what is no fragment and has no dense weight."""
+    scale = known[DENSE] / other[DENSE] if DENSE in known and other.get(DENSE) else 1.0
+    return {**{label: ms * scale for label, ms in other.items()}, **known}

@@ -64,7 +64,8 @@ def kernel_times(events: Iterable[Mapping[str, Any]], runs: int) -> tuple[dict[s
 
 def _own_times(kernels: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
     """Every event in the order of the starts, with its microseconds less those of the events inside it."""
-    ordered = sorted(kernels, key=lambda event: (event["ts"], -event["dur"]))
+    bodies_last = reversed(list(kernels))  # the runtime writes an event where it ends
+    ordered = sorted(bodies_last, key=lambda event: (event["ts"], -event["dur"]))
     own = [event["dur"] for event in ordered]
     around: list[int] = []
     for index, event in enumerate(ordered):

@@ -47,7 +47,7 @@ def losses(run: Run, decisions: Sequence[Decision]) -> Losses:
         return Losses()
     try:
         return Losses.read(
-            run.table.recall(f"lost {wholes.digest(run, decisions)}", lambda: _profiled(run, decisions).row())
+            run.table.recall(f"unfused {wholes.digest(run, decisions)}", lambda: _profiled(run, decisions).row())
         )
     except ModelError:
         return Losses()

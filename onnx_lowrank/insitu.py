@@ -38,8 +38,10 @@ def shares(model: onnx.ModelProto, loaded: Loaded, settings: Settings) -> dict[s
     A profile has the least of a few runs, at its own moment; a race has the median of many. On a machine that is
     shared the two have no common measure, shares have.
     """
-    feed, folder = loaded.feeds[0], loaded.file.folder
-    times = node_times(model, feed, folder, provider=settings.provider, threads=settings.threads)
+    times: dict[str, float] = {}
+    for feed in loaded.feeds:
+        at = node_times(model, feed, loaded.file.folder, provider=settings.provider, threads=settings.threads)
+        times = {node: times.get(node, 0.0) + at.get(node, 0.0) for node in {**times, **at}}
     total = sum(times.values()) or 1.0  # a profile counts whole microseconds: all may be 0
     return {node: ms / total for node, ms in by_site(times, loaded.sites, tails(loaded)).items()}
 

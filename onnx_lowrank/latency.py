@@ -145,6 +145,7 @@ class LatencyTable:
         precision = lowering.scheme.label if lowering else ""
         self.environment: dict[str, Any] = environment(provider, threads, precision)
         self.given = place.is_file()
+        self._changed = False
         if self.given:
             self.path = place
             self.environment, self._rows = read_table(place)
@@ -177,11 +178,12 @@ class LatencyTable:
         return rows if found == self.environment else {}
 
     def save(self) -> None:
-        """Write the table; a cache that cannot be written is not an error."""
-        if self.given:
+        """Write the table where anything is new; a cache that cannot be written is not an error."""
+        if self.given or not self._changed:
             return
         with contextlib.suppress(SettingsError):
             write_table(self.path, self.environment, self._rows)
+            self._changed = False
 
     def rows(self, geometries: Iterable[Geometry]) -> dict[str, dict[str, float]]:
         """All that is known of some geometries, by key."""
@@ -226,12 +228,14 @@ class LatencyTable:
                 fresh = self._time(geometry, fragments, copies)
                 scale = row.get(DENSE, fresh[DENSE]) / fresh[DENSE]
                 row.update({label: ms * scale for label, ms in fresh.items() if label not in row})
+                self._changed = True
         return {label: row[label] for label in makers if label in row}
 
     def recall(self, key: str, timed: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Times that are no fragment's, under a key of their own; measured when unknown."""
         if key not in self._rows:
             self._rows[key] = timed()
+            self._changed = True
             self.save()
         return self._rows[key]
 

@@ -24,6 +24,8 @@ from onnx_lowrank.report import ModelFacts, Report, Verdict
 from onnx_lowrank.run import Run
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.verify import Measured, facts, facts_of, loss_of_file, measured, race_files
+from onnx_lowrank.wholes import additivity
+from onnx_lowrank.witness import passes
 
 _GIVE_BACK_ROUNDS = 6
 _UNSURE = 1.5  # a loss that may be above the limit by more than this factor is worth a warning
@@ -69,11 +71,17 @@ def _held(run: Run, plan: Plan, staged: Path, external: bool, *, give_back: bool
             break
         run.clock("verify", attempt, _GIVE_BACK_ROUNDS)
         found = _saved(run, plan, staged, external)
-        if _holds(found, run.settings):
+        holds = _holds(found, run.settings)
+        denied = holds and attempt > 0 and not passes(run, plan.decisions)  # factors undo errors that are gone
+        if holds and not denied:
+            if attempt and not run.table.given:
+                run.additivity = additivity(run, plan.decisions, run.additivity.get("corrected_sites", 0))
             return plan, found
         if not give_back:
             raise VerificationError(_failure(found, run.settings))
-        plan = plan.giving_back(_worst(plan, found, run.settings))
+        lossy = denied or found.loss_at(run.settings.sure) > run.settings.limit
+        plan = plan.giving_back(_worst(plan, lossy=lossy))
+    run.additivity = {}
     if run.lowering is None and not run.loaded.merged:
         return plan, None
     plan = plan.giving_back(d.node for d in plan.rewritten)
@@ -112,9 +120,9 @@ def _failure(found: Measured, settings: Settings) -> str:
     )
 
 
-def _worst(plan: Plan, found: Measured, settings: Settings) -> list[str]:
+def _worst(plan: Plan, *, lossy: bool) -> list[str]:
     """Which sites to give back: the one that loses most, or the half that gains least."""
-    if found.loss_at(settings.sure) > settings.limit:
+    if lossy:
         return [max(plan.rewritten, key=lambda d: d.loss or d.error or 0.0).node]
     ranked = sorted(plan.rewritten, key=lambda d: (d.ms_after or 0.0) / (d.ms_before or 1.0), reverse=True)
     return [d.node for d in ranked[: max(1, (len(ranked) + 1) // 2)]]
@@ -280,7 +288,7 @@ def report_of(
         frontier=tuple(run.frontier),
         latency=latency,
         staircases=run.table.rows({site.geometry for site in run.loaded.sites}),
-        seconds=run.clock.seconds,
+        seconds=dict(run.clock.seconds),
         command=command,
         warnings=tuple(run.warnings),
         additivity=run.additivity,

@@ -17,7 +17,6 @@ from onnx_lowrank.linalg import Array
 from onnx_lowrank.mixed import timed_choices
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.policies import POLICIES
-from onnx_lowrank.prediction import whole_key
 from onnx_lowrank.probing import with_losses
 from onnx_lowrank.repair import Repaired, repaired, spent
 from onnx_lowrank.run import Run
@@ -27,6 +26,7 @@ from onnx_lowrank.witness import held_by_all
 Decisions = tuple[Decision, ...]
 
 _ADDITIVE = 0.10  # predicted and measured time of the whole model may differ by this fraction
+_PROFILES = 2  # plans whose profile may correct the times
 _POLISH_ROUNDS = 2
 _CORRECTIONS = 4  # searches again with raised estimates
 
@@ -50,8 +50,8 @@ def decide_plan(run: Run, data: tuple[str, ...], choices: Sequence[Choices] | No
         made = _repaired(run, found, first)
     chosen = held_by_all(run, found, first, made)
     run.fits = chosen.fits
-    if chosen.decisions != made.decisions and any(d.kind for d in chosen.decisions) and not run.table.given:
-        run.additivity = _prediction(run, chosen.decisions, run.additivity.get("corrected_sites", 0))
+    if chosen.decisions != made.decisions and not run.table.given:
+        run.additivity = wholes.additivity(run, chosen.decisions, run.additivity.get("corrected_sites", 0))
     loaded, settings = run.loaded, run.settings
     return Plan(
         model_sha256=loaded.file.sha256,
@@ -89,7 +89,7 @@ def _repaired(run: Run, choices: list[Choices], first: Repaired) -> Repaired:
 def _further(run: Run, choices: list[Choices], one: Repaired) -> Decisions | None:
     """The furthest plan that holds with repaired fits."""
     left = served(choices, run.loaded.sites, one.fits)
-    scale = one.loss / max(run.base_loss + predicted_loss(one.decisions), 1e-12)
+    scale = one.loss / max(run.base_loss + predicted_loss(one.made_for), 1e-12)
     return _within_loss(dataclasses.replace(run, fits=one.fits), frontier(left), left, run.settings.limit, scale)
 
 
@@ -196,20 +196,21 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
 
     Sites whose rewrite takes a fusion of the runtime apart are corrected in any case.
     """
-    if run.table.given or not any(d.kind for d in decisions):
-        return decisions
-    found = run.additivity = _prediction(run, decisions)
-    lost = guard.losses(run, decisions)
-    off = _off(found)
-    if off or lost.ms:
-        known = wholes.factors(run, decisions)
-        known = known if off else {node: factor for node, factor in known.items() if node in lost.ms}
+    found = {} if run.table.given else wholes.additivity(run, decisions)
+    touched: set[str] = set()
+    for _ in range(_PROFILES if found else 0):
+        lost = guard.losses(run, decisions)
+        known = wholes.factors(run, decisions) if _off(found) or lost.ms else {}
+        if not _off(found):
+            known = {node: factor for node, factor in known.items() if node in lost.ms}
         if not known and not lost.ms:
-            return decisions
+            break
+        touched.update(known, lost.ms)
         choices[:] = insitu.corrected(choices, known, lost.ms)
         decisions = _reach(run, choices)
-        if any(d.kind for d in decisions):
-            found = _prediction(run, decisions, len({*known, *lost.ms}))
+        found = wholes.additivity(run, decisions, len(touched))
+        if not _off(found):
+            break
     run.additivity = found
     return decisions
 
@@ -217,7 +218,7 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
 def _additive_again(run: Run, choices: list[Choices], one: Repaired) -> Repaired:
     """The plan that a repair has led to, held against the whole model as well, and corrected where it is off."""
     before = run.additivity.get("corrected_sites", 0)
-    found = _prediction(run, one.decisions, before)
+    found = wholes.additivity(run, one.decisions, before)
     known = wholes.factors(run, one.decisions) if _off(found) else {}
     if known:
         choices[:] = insitu.corrected(choices, known)
@@ -226,22 +227,11 @@ def _additive_again(run: Run, choices: list[Choices], one: Repaired) -> Repaired
         better = _further(run, choices, one)
         if better is not None and predicted_ms(better) > predicted_ms(one.decisions):
             one = dataclasses.replace(one, decisions=better)
-        found = _prediction(run, one.decisions, max(before, len(known)))
+        found = wholes.additivity(run, one.decisions, max(before, len(known)))
     run.additivity = found
     return one
 
 
 def _off(found: Mapping[str, float]) -> bool:
     """Whether the sum of the predictions and the whole model disagree."""
-    return abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE
-
-
-def _prediction(run: Run, decisions: Decisions, corrected: int = 0) -> dict[str, float]:
-    times = wholes.whole(run, decisions)
-    run.table.recall(whole_key(run), lambda: {"ms": times["before"]})
-    return {
-        "before_ms": times["before"],
-        "predicted_ms": wholes.predicted(run, decisions),
-        "measured_ms": times["after"],
-        "corrected_sites": corrected,
-    }
+    return bool(found) and abs(found["predicted_ms"] / found["measured_ms"] - 1) > _ADDITIVE

@@ -30,14 +30,13 @@ class Repaired:
 
     Attributes:
         refits: in their order; none where the fits are of the original's activations.
-        before, loss: measured before and after the last refit.
+        loss: measured after the last refit, of the plan that it was made for.
         made_for: the plan that the last refit was made for, which it may have been spent on.
     """
 
     decisions: Decisions
     refits: tuple[Refit, ...]
     fits: Fits
-    before: float = 0.0
     loss: float = 0.0
     made_for: Decisions = ()
 
@@ -48,7 +47,7 @@ def repaired(run: Run, decisions: Decisions, choices: Sequence[Choices] = ()) ->
     Args:
         choices: what the sites may become next: the next faster size of each is made ready too.
     """
-    best = before = run.loss_of(decisions)
+    best = run.loss_of(decisions)
     kept: list[str] = []
 
     def keep(group: Group, fits: Fits) -> bool:
@@ -64,7 +63,7 @@ def repaired(run: Run, decisions: Decisions, choices: Sequence[Choices] = ()) ->
     fits = refit(run.loaded, run.settings, run.fits, decisions, keep, lambda n, of: run.clock("refit", n, of), near)
     ready = ((node, *size) for node, sizes in near.items() for size in sizes)
     refits = (Refit.of(decisions, kept, ready),) if kept else ()
-    return Repaired(decisions, refits, fits, before, best, decisions)
+    return Repaired(decisions, refits, fits, best, decisions)
 
 
 def replayed(run: Run, decisions: Sequence[Decision], refits: Sequence[Refit]) -> Fits:

@@ -27,7 +27,7 @@ from onnx_lowrank.errors import SettingsError
 from onnx_lowrank.saving import write_bytes
 
 T = TypeVar("T")
-_SCHEMA: Final = 2  # counts up when a stage comes to mean something else
+_SCHEMA: Final = 3  # counts up when a stage comes to mean something else
 _TEXT: Final = "structure"
 
 
@@ -70,14 +70,15 @@ class Stages:
 
 
 def run_key(model: str, settings: Any, samples: Iterable[Mapping[str, npt.NDArray[Any]]], versions: str) -> str:
-    """A hash of the model's hash, every setting but the folders, all samples and the versions of what computes."""
+    """A hash of the model's hash, all settings but folders, a given table, all samples and what computes."""
     digest = hashlib.sha256(f"{_SCHEMA} {model} {versions}".encode())
     fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     text = {name: str(value) for name, value in fields.items() if name not in ("resume", "cache", "provenance")}
     digest.update(json.dumps(text, sort_keys=True).encode())
     own_metric = Path(settings.metric.rpartition(":")[0])
-    if own_metric.is_file():
-        digest.update(own_metric.read_bytes())
+    for file in (own_metric, settings.cache):
+        if file.is_file():
+            digest.update(file.read_bytes())
     for sample in samples:
         for name, array in sorted(sample.items()):
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())

@@ -167,16 +167,16 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
     """Refuse a plan that was made for another graph.
 
     Raises:
-        SettingsError: naming the first site that is missing or has another shape.
+        SettingsError: naming the first site that has another shape, or is missing and rewritten by the plan.
     """
     shapes = {site.name: (site.geometry.op, (site.geometry.outputs, site.geometry.inputs)) for site in sites}
     kinds = {kind.name: kind for kind in KINDS}
     geometry = {site.name: site.geometry for site in sites}
     twins = {site.name: tuple(twin.name for twin in site.twins) for site in sites}
     for decision in decisions:
-        if decision.kind is None or decision.rank is None:
-            continue
         shape = shapes.get(decision.node)
+        if shape is None and decision.kind is None:
+            continue  # other samples may leave a branch out
         if shape is None:
             raise SettingsError(f"the plan rewrites node '{decision.node}', which is no site of this model")
         if shape != (decision.op, decision.shape):
@@ -184,6 +184,8 @@ def check_matches(decisions: Sequence[Decision], sites: Sequence[Site]) -> None:
             raise SettingsError(
                 f"node '{decision.node}' is {shape[0]} {shape[1][0]}×{shape[1][1]} here, but {wanted} in the plan"
             )
+        if decision.kind is None or decision.rank is None:
+            continue
         if decision.tied != twins[decision.node]:
             tied, planned = (", ".join(names) or "none" for names in (twins[decision.node], decision.tied))
             raise SettingsError(

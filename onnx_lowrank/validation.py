@@ -71,7 +71,7 @@ NewLoss = Callable[[Sequence[str]], Loss]
 
 
 class References:
-    """Outputs of the original model on the held-out samples, kept on disk so that memory does not grow.
+    """Outputs of the original model on some samples, kept on disk so that memory does not grow.
 
     `fingerprint` is a hash of the samples: names, types, shapes and values of all inputs in their order. `bytes` is
     what the outputs take on disk.

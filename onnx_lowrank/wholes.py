@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,7 +11,7 @@ import onnx
 from onnx_lowrank import insitu, measure
 from onnx_lowrank.allocate import predicted_ms
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.prediction import situation
+from onnx_lowrank.prediction import situation, whole_key
 from onnx_lowrank.providers import Provider
 from onnx_lowrank.run import Run
 
@@ -46,31 +46,56 @@ def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict
 
 
 def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    """In-situ over predicted times of the rewritten sites, in the measure of the whole models'."""
+    """In-situ over predicted times of the rewritten sites, at the pace that the table was measured at.
+
+    What stays dense is not corrected: at the pace of the race it would no longer compare with what is.
+    """
     timed = whole(run, decisions)
 
     def rewritten() -> dict[str, float]:
         return insitu.shares(run.deployed(decisions), run.loaded, run.settings)
 
-    after = run.table.recall(f"profile {digest(run, decisions)}", rewritten)
+    after = run.table.recall(f"shares {digest(run, decisions)}", rewritten)
     new = {node: share * timed["after"] for node, share in after.items()}
-    return insitu.factors(decisions, _dense(run, timed["before"]), new)
+    dense = _dense(run, timed["before"])
+    pace = _pace(run, decisions, dense)
+    found = insitu.factors(decisions, dense, new)
+    return {node: (before / pace, after / pace) for node, (before, after) in found.items()}
 
 
 def predicted(run: Run, decisions: Decisions) -> float:
-    """Milliseconds of a built plan by the sum of what its sites save, at the pace of the whole models' race.
-
-    On a card, whose profile shows launches, the pace is taken for that of the fragments.
-    """
+    """Milliseconds of a built plan by the sum of what its sites save, at the pace of the whole models' race."""
     before = whole(run, decisions)["before"]
+    return before - _pace(run, decisions, _dense(run, before)) * predicted_ms(decisions)
+
+
+def _pace(run: Run, decisions: Decisions, dense: Mapping[str, float]) -> float:
+    """On a card, whose profile shows launches, the pace is taken for that of the fragments."""
     on_card = Provider.of(run.settings.provider).on_device
-    pace = 1.0 if on_card else insitu.pace(decisions, _dense(run, before))
-    return before - pace * predicted_ms(decisions)
+    return 1.0 if on_card else insitu.pace(decisions, dense)
+
+
+def additivity(run: Run, decisions: Decisions, corrected: int = 0) -> dict[str, float]:
+    """The whole model's milliseconds before, predicted and measured for a plan; nothing for one that is all dense.
+
+    Args:
+        corrected: sites whose times the profile has corrected.
+    """
+    if not any(d.kind for d in decisions):
+        return {}
+    times = whole(run, decisions)
+    run.table.recall(whole_key(run), lambda: {"ms": times["before"]})
+    return {
+        "before_ms": times["before"],
+        "predicted_ms": predicted(run, decisions),
+        "measured_ms": times["after"],
+        "corrected_sites": corrected,
+    }
 
 
 def _dense(run: Run, whole_ms: float) -> dict[str, float]:
     """Milliseconds of every site's own weight in an original that takes so many."""
-    key = f"profile {digest(run, ())}"
+    key = f"shares {digest(run, ())}"
     found = run.table.recall(key, lambda: insitu.dense_shares(run.loaded, run.settings, run.lowering))
     return {node: share * whole_ms for node, share in found.items()}
 

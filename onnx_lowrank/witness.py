@@ -35,18 +35,27 @@ def held_by_all(run: Run, choices: Sequence[Choices], first: Repaired, found: Re
     lost = dataclasses.replace(run, fits=found.fits).loss_of_all(found.decisions)
     if lost <= run.settings.limit:
         return found
-    run.warnings.append("the held-out samples alone allow a faster plan, all samples do not: a milder one was taken")
-    if found.refits:
+    run.warnings.append("the held-out samples alone allow a faster plan, all samples do not")
+    if found.refits and found.decisions != found.made_for:
         least, most = predicted_loss(found.made_for), predicted_loss(found.decisions)
         left = frontier(served(choices, run.loaded.sites, found.fits))
         between = [found.made_for, *(plan for loss, plan in left if least < loss < most)]
         better = _last(run, found, between, lost / max(run.base_loss + most, 1e-12))
         if better is not None:
             return better
-    most = predicted_loss(first.decisions)
-    milder = [plan for loss, plan in frontier(choices) if loss <= most and plan != found.decisions]
+    most, scale = predicted_loss(first.decisions), 1.0
+    milder = [plan for loss, plan in frontier(choices) if loss < most]
+    if found.refits:
+        milder.append(first.decisions)
+    else:
+        scale = lost / max(run.base_loss + most, 1e-12)
     stays = dataclasses.replace(first, decisions=tuple(c.stay() for c in choices))
-    return _last(run, first, milder, 1.0) or stays
+    return _last(run, first, milder, scale) or stays
+
+
+def passes(run: Run, decisions: Decisions) -> bool:
+    """Whether a plan is within the limit on all samples too, as far as that is asked for."""
+    return not _asked(run) or run.loss_of_all(decisions) <= run.settings.limit
 
 
 def _asked(run: Run) -> bool:

@@ -172,6 +172,12 @@ def test_a_plan_for_another_graph_is_refused(tmp_path: Path, low_rank_model: Cal
     done = run(tmp_path, "apply", "p.json", "other.onnx", "-o", "b.onnx", "-d", "other.npz")
     assert done.returncode == 2
     assert "512×512 in the plan" in done.stderr
+    plan = json.loads((tmp_path / "p.json").read_text())
+    plan["decisions"] = [{**d, "kind": None, "rank": None, "shape": [512, 511]} for d in plan["decisions"]]
+    (tmp_path / "dense.json").write_text(json.dumps(plan))
+    done = run(tmp_path, "apply", "dense.json", "wide.onnx", "-o", "b.onnx", "-d", "wide.npz")
+    assert done.returncode == 2
+    assert "512×511 in the plan" in done.stderr
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -78,6 +78,22 @@ def test_half_is_given_back_when_it_is_not_faster(home: Path, monkeypatch: pytes
     monkeypatch.setattr(outcome, "measured", answering((None, Ratio(1.0, 0.9, 1.1)), (None, FASTER)))
     report = optimize(home, "low.onnx")
     assert [d.why for d in report.plan.decisions].count(Why.GIVEN_BACK) == 2
+    (left,) = report.plan.rewritten
+    saved = (left.ms_before or 0.0) - (left.ms_after or 0.0)
+    assert (
+        0 < report.additivity["before_ms"] - report.additivity["predicted_ms"] < 3 * saved
+    )  # of one site, not of three
+
+
+def test_what_is_left_of_a_plan_is_held_by_all_samples_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three sites two are given back for speed, and the third for what all samples lose."""
+    asked: list[int] = []
+    monkeypatch.setattr(outcome, "measured", answering((None, Ratio(1.0, 0.9, 1.1)), (None, FASTER)))
+    monkeypatch.setattr(outcome, "passes", lambda _, plan: asked.append(sum(d.kind is not None for d in plan)))
+    report = optimize(home, "low.onnx")
+    assert asked == [1]
+    assert report.verdict.status == "unchanged"
+    assert report.additivity == {}
 
 
 def test_what_is_never_faster_passes_through(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

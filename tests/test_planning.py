@@ -21,7 +21,7 @@ WHOLE = 50.0
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One site of 40 ms in a model of 50; inside it, what the site becomes takes three times as long as alone."""
     inside = {None: 40.0, MILD.rank: 24.0, FAST.rank: 6.0}
-    monkeypatch.setattr(planning, "whole_key", lambda _: "whole")
+    monkeypatch.setattr(wholes, "whole_key", lambda _: "whole")
     monkeypatch.setattr(
         wholes, "whole", lambda _, plan: {"before": WHOLE, "after": WHOLE - 40.0 + inside[plan[0].rank]}
     )
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def repaired(*decisions: Decision) -> Repaired:
-    return Repaired(decisions, (), {}, 0.02, 0.01, made_for=(CHOICE.become(MILD),))
+    return Repaired(decisions, (), {}, 0.01, made_for=(CHOICE.become(MILD),))
 
 
 def test_a_plan_that_is_off_is_corrected_and_stays_where_nothing_else_holds(

@@ -78,7 +78,12 @@ def test_nodes_of_bodies_count_once() -> None:
     assert ops["out"] == "If"
 
 
-def test_a_profile_of_ifs_adds_up_to_no_more_than_the_run(tmp_path: Path) -> None:
+def test_a_body_of_the_length_of_its_if_counts_once() -> None:
+    ms, _ = kernel_times([event("in_kernel_time", 3, at=7), event("if_kernel_time", 3, at=7, op="If")], 1)
+    assert ms == pytest.approx({"in": 0.003, "if": 0.0})
+
+
+def test_an_if_does_not_count_what_its_branch_does(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     ifs (bool c, float[256, 256] x) => (float[256, 256] y) {
         y = If (c) <then_branch = t () => (float[256, 256] z) { m = MatMul(x, x) z = MatMul(m, x) },

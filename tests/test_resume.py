@@ -106,6 +106,9 @@ def test_the_key_follows_model_data_and_settings(tmp_path: Path) -> None:
     ]
     assert len({key(), *others}) == 6
     assert key(resume=tmp_path, cache=tmp_path) == key()
+    for text in "ab":
+        (tmp_path / f"{text}.json").write_text(text)
+    assert len({key(), key(cache=tmp_path / "a.json"), key(cache=tmp_path / "b.json")}) == 3
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, low_rank_model: Callable[..., None]) -> None:

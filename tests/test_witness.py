@@ -96,6 +96,16 @@ def test_a_plan_that_is_milder_than_that_has_factors_of_the_original_again() -> 
     assert held(run, factors(MIDDLE), factors(FAST, made_for=MIDDLE)) == factors(MILD)
 
 
+def test_a_repair_that_was_not_spent_gives_way_to_the_same_plan_without_it() -> None:
+    """The first plan is tried though the frontier does not have it: it was polished."""
+
+    def lost(fits: Mapping[str, Any], decisions: Decisions) -> float:
+        return 1.0 if fits is MADE else predicted_loss(decisions)
+
+    polished = dataclasses.replace(MIDDLE, loss=0.049, rank=11)
+    assert held(Samples(lost), factors(polished), factors(polished, made_for=polished)) == factors(polished)
+
+
 def test_a_plan_that_was_said_to_lose_nothing_is_denied_too() -> None:
     free = dataclasses.replace(MILD, loss=0.0)
     one = factors(free)

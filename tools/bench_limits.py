@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, metavar="OUT.json")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--confidence", type=float, default=DEFAULT_CONFIDENCE, help="as of `optimize` [default: 0.95]")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files stay")
     given = parser.parse_intermixed_args()
     table: dict[str, Any] = json.loads(given.target.read_text()) if given.target.exists() else {"rows": []}
     for model in sorted(given.folder.glob("*.onnx")):
