@@ -24,7 +24,7 @@ Spectra = Mapping[str, Array]
 Policy = Callable[[Sequence[Choices], Callable[[], Spectra]], Plans]
 
 _LEVELS = 60
-_CLASSIC = ("svd", "conv_svd")  # the decompositions that the baselines were published with
+_CLASSIC = ("svd", "conv_svd")  # one rank a site, which is what the baselines choose (the seed's Tucker has two)
 _LEAST = 32  # outputs and inputs: one ratio or threshold for all would ruin the tiny heads that papers leave out
 
 
@@ -47,7 +47,7 @@ def uniform(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans
 
 
 def energy(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
-    """One fraction of the output's variance kept at every site: the smallest rank that keeps it."""
+    """One fraction of the output's variance kept at every site: the smallest rank that does (arXiv 1505.06798)."""
     del spectra
     lost = np.geomspace(1e-6, 0.5, _LEVELS)
     return _levels(choices, lambda c, level: _smallest(c, lambda k: k.error <= level), lost)
@@ -76,7 +76,10 @@ def vbmf(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
 
 
 def greedy(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
-    """AIMET's greedy selection: every site alone as small as one common score level allows (estimated loss here)."""
+    """AIMET's greedy selection (arXiv 1912.09802): every site alone as small as one common score level allows.
+
+    The score is the estimated loss of the site here.
+    """
     del spectra
 
     def pick(choice: Choices, level: float) -> Candidate | None:
@@ -87,8 +90,10 @@ def greedy(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
 
 
 def staircase(choices: Sequence[Choices], spectra: Callable[[], Spectra]) -> Plans:
-    """The seed's Algorithm 1 (arXiv 2407.20266): from the rank of compression α down to that of α + 1, the rank
-    above the largest drop in latency, `argmax t(r) − t(r−1)`; dense where that is not faster. No accuracy term.
+    """The seed's Algorithm 1 (arXiv 2407.20266): from the rank of compression α down to that of α + 1, the first rank
+    behind the largest drop in latency, `max t(r) − t(r−1)`; dense where that is not faster. No accuracy term.
+
+    Here over the ranks that were timed, which lie closer where the curve is steep, for every α in turn.
     """
     del spectra
 
