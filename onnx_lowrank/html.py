@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx_lowrank import breakdowns, charts, figures, fourways, partcharts, timings, tradeoffs, verdicts, views
 from onnx_lowrank.errors import RuntimeMissing
+from onnx_lowrank.estimates import estimates
 from onnx_lowrank.verdicts import metric_of
 
 
@@ -76,6 +77,7 @@ def _report(report: Mapping[str, Any]) -> dict[str, Any]:
         "kept": report.get("kept") or {},
         "loss": (figures.short(found.get("loss")), figures.short(limit, 1)) if measured else None,
         "staircases": tradeoffs.staircases(report),
+        "estimates": estimates(report),
         "charts": {
             **_timed(report, known),
             "frontier": tradeoffs.frontier(report),
@@ -109,6 +111,7 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
         "kept": {},
         "loss": None,
         "staircases": [],
+        "estimates": [],
         "charts": {
             **_timed(report, known),
             "frontier": tradeoffs.models(points),

@@ -172,6 +172,7 @@ LEVELS: Final[dict[str, int]] = {
     "charts": 7,
     "figures": 7,
     "fourways": 7,
+    "estimates": 7,
     "html": 7,
     "markdown": 7,
     "models": 7,
