@@ -1,4 +1,4 @@
-"""What a plan was estimated to give before it was built, and what came of it, in words; of the report's JSON."""
+"""What a plan was predicted to take, what it took when it was built, and what its losses stand on, in words."""
 
 from __future__ import annotations
 
@@ -9,27 +9,35 @@ from onnx_lowrank import figures
 
 
 def estimates(report: Mapping[str, Any]) -> list[str]:
-    """A sentence each on the time that the sites foretold, on what the profile corrected, and on bent losses."""
+    """A sentence each on the whole model's predicted and measured time, and on losses that are not linear."""
     return [*_times(report.get("additivity") or {}), *_losses(report.get("probes") or {})]
 
 
 def _times(found: Mapping[str, Any]) -> list[str]:
-    if not found:
+    known = [found.get(f"{key}_ms") for key in ("before", "predicted", "measured")]
+    times = [float(ms) for ms in known if figures.finite(ms)]
+    if len(times) < len(known) or times[2] <= 0:
         return []
-    times = [float(found[f"{key}_ms"]) for key in ("before", "predicted", "measured")]
     before, predicted, measured = (figures.fixed(ms, figures.decimals(times)) for ms in times)
-    apart = 100 * (times[1] / times[2] - 1)
-    said = [
-        f"The sum over the sites foretold {predicted} ms for the whole model, of {before} ms; built, it took "
-        f"{measured} ms ({apart:+.0f} %)."
+    off = 100 * (times[1] / times[2] - 1)
+    return [
+        f"Whole model: {before} ms before, {predicted} ms predicted from the times of its sites, {measured} ms "
+        f"measured when built: the prediction is {abs(off):.1f} % too {'short' if off < 0 else 'long'}"
+        f"{_corrected(found.get('corrected_sites'))}."
     ]
-    if count := found.get("corrected_sites"):
-        said.append(f"The runtime's profile had corrected the times of {count} site{'s' if count > 1 else ''}.")
-    return said
+
+
+def _corrected(count: Any) -> str:
+    if not figures.finite(count):
+        return ""
+    sites = f"the times of {count:.0f} site{'' if count == 1 else 's'}" if count else "no site's time"
+    return f", and the runtime's profile corrected {sites}"
 
 
 def _losses(found: Mapping[str, Any]) -> list[str]:
-    bent, checked = len(found.get("not_linear") or ()), found.get("checked")
-    if not bent or not checked:
+    bent = len(found.get("not_linear") or ())
+    if not bent:
         return []
-    return [f"At {bent} of {checked} sites that were probed twice the loss is no straight line in the site's error."]
+    checked = f" of the {found['checked']}" if found.get("checked") else ""
+    probed = f"{bent}{checked} sites that were probed at two ranks or more"
+    return [f"At {probed}, the loss is not linear in the site's error."]

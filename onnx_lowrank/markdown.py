@@ -36,7 +36,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         parts += _latency(report)
         if report.get("pareto"):
             parts += _folded("Pareto frontier: plans that were built and measured", views.pareto(report))
-        parts += [*_sites(report), _plain(" ".join(estimates(report)))]
+        parts += [*_sites(report), *map(_plain, estimates(report))]
     parts += _titled("Outputs", breakdowns.accuracy(report))
     parts += _titled("Fusions and data movement", breakdowns.fusions(report))
     parts += _folded("Cold start, each in a process of its own", breakdowns.cold(report))

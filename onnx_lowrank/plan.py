@@ -22,8 +22,9 @@ class Decision:
     that of the last; else 0.
     `partner` is the other site of a hidden layer that becomes narrower (kind `nystrom`, where the rank is its width);
     `sharers` are the sites that share a first factor (kind `shared`, all of one rank), this one among them.
-    `ms_*` are milliseconds of the fragment alone, `error` the exact relative error of the site's own output, `loss`
-    what it was estimated to cost the model's outputs.
+    `ms_*` are milliseconds of the fragment alone or, where the profile of the whole model corrected them, the corrected
+    ones; `error` is the exact relative error of the site's own output, `loss` what it was estimated to cost the model's
+    outputs.
     `tied` are the other nodes that read the same weight: they become the same, and all figures are of all of them.
     """
 

@@ -149,7 +149,11 @@ def _before_after(report: Report, *, analysis: bool) -> Table:
 
 
 def _show_staircases(console: Console, report: Report) -> None:
-    """Rank and milliseconds of the costliest geometries; ranks behind an edge are as slow and never chosen."""
+    """Rank and milliseconds of the costliest geometries; ranks behind an edge are as slow as a larger one.
+
+    The knapsack never chooses these, baselines may.
+    """
+    behind = "never chosen" if report.plan.policy == "knapsack" else "no faster than a larger rank"
     rows = [(key, row) for key, row in report.staircases.items() if DENSE in row and len(row) > 1]
     for key, row in sorted(rows, key=lambda item: -item[1][DENSE])[:_STAIRCASES]:
         places = figures.decimals(row.values())
@@ -159,8 +163,8 @@ def _show_staircases(console: Console, report: Report) -> None:
             edges = eligible(ms, noise_of(row))
             named = [(size, f"{size_text(*size)}:{figures.fixed(ms[size], places)}") for size in sorted(ms)]
             steps = " ".join(text for size, text in named if size in edges)
-            never = " ".join(text for size, text in named if size not in edges)
-            console.print(f"  {kind} {steps}" + (f"\n    never chosen: {never}" if never else ""), soft_wrap=True)
+            others = " ".join(text for size, text in named if size not in edges)
+            console.print(f"  {kind} {steps}" + (f"\n    {behind}: {others}" if others else ""), soft_wrap=True)
 
 
 def _ranks(label: str) -> tuple[int, ...]:

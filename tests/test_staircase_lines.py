@@ -48,6 +48,15 @@ def test_a_rank_above_which_another_is_as_fast_is_said_to_be_never_chosen(
     assert [(d.kind, d.rank) for d in report.plan.decisions] == [("svd", 32)]
 
 
+def test_a_baseline_may_choose_what_is_no_edge(
+    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dataclasses.replace(report.plan, policy="flops")
+    lines = printed(dataclasses.replace(report, plan=plan), capsys, monkeypatch)
+    assert "    no faster than a larger rank: 16:0.0200" in lines
+    assert not any("never chosen" in line for line in lines)
+
+
 def test_steps_are_of_each_kind_and_of_the_costliest_geometries(
     report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
