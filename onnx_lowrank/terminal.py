@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,8 @@ def _ranks(label: str) -> tuple[int, ...]:
     return tuple(int(rank) for rank in reversed(label.split()[1].split("x")))
 
 
-def show_sweep(reports: Iterable[Report]) -> None:
-    """One row a model along the frontier."""
+def show_sweep(reports: Sequence[Report]) -> None:
+    """One row a model along the frontier, then what was warned of, with the limits that it is about."""
     table = Table(box=None, pad_edge=False)
     for name in ("model", "limit", "loss", "speed-up", "95 % interval", "file"):
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
@@ -184,7 +184,15 @@ def show_sweep(reports: Iterable[Report]) -> None:
         limit = "" if v.loss_limit is None else f"{v.loss_limit:g}"
         row = (limit, f"{v.loss:.2g}", f"{v.speedup.value:.2f}×", interval, _short(report.after.bytes))
         table.add_row(report.after.path, *row)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    about: dict[str, list[str]] = {}
+    for report in reports:
+        for warning in report.warnings:
+            about.setdefault(warning, []).append(f"{report.verdict.loss_limit or 0:g}")
+    for warning, limits in about.items():
+        which = "" if len(limits) == len(reports) else f" at {', '.join(limits)}"
+        console.print(f"warning{which}: {warning}", style="yellow", soft_wrap=True)
 
 
 def show_cache(entries: Iterable[Entry], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -165,3 +166,16 @@ def test_a_comparison_has_a_line_for_each_model(width: int) -> None:
     assert all(line.split("  ")[0].count("…") <= 1 for line in tables)
     if width == 200:
         assert all(line.startswith("recogniser-with-a-long-name-") for line in tables)
+
+
+def test_a_sweep_says_its_warnings_once_with_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    first = report(False)
+    both = (*first.warnings, "of both")
+    stricter = dataclasses.replace(first.verdict, loss_limit=0.002)
+    one, other = (
+        dataclasses.replace(first, warnings=both),
+        dataclasses.replace(first, verdict=stricter, warnings=("of both",)),
+    )
+    terminal.show_sweep((one, other))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said == [f"warning at {first.verdict.loss_limit:g}: {first.warnings[0]}", "warning: of both"]
