@@ -173,7 +173,7 @@ def test_a_plan_that_is_not_faster_is_not_taken(run: Run) -> None:
 
 def test_the_loss_of_what_is_returned_was_measured(run: Run) -> None:
     found = spent(run, decisions(16), lambda _: None)
-    assert found.loss < found.before
+    assert found.loss < run.loss_of(decisions(16))
     assert dataclasses.replace(run, fits=found.fits).loss_of(found.decisions) == pytest.approx(found.loss)
 
 
