@@ -198,15 +198,16 @@ def _additive(run: Run, choices: list[Choices], decisions: Decisions) -> Decisio
     """
     found = {} if run.table.given else wholes.additivity(run, decisions)
     touched: set[str] = set()
+    charged: set[str] = set()  # their times hold what is lost elsewhere, which their own profile does not show
     for _ in range(_PROFILES if found else 0):
-        lost = guard.losses(run, decisions)
-        known = wholes.factors(run, decisions) if _off(found) or lost.ms else {}
-        if not _off(found):
-            known = {node: factor for node, factor in known.items() if node in lost.ms}
-        if not known and not lost.ms:
+        lost = {node: ms for node, ms in guard.losses(run, decisions).ms.items() if node not in charged}
+        known = wholes.factors(run, decisions) if _off(found) or lost else {}
+        known = {n: factor for n, factor in known.items() if n not in charged and (_off(found) or n in lost)}
+        if not known and not lost:
             break
-        touched.update(known, lost.ms)
-        choices[:] = insitu.corrected(choices, known, lost.ms)
+        touched.update(known, lost)
+        charged.update(lost)
+        choices[:] = insitu.corrected(choices, known, lost)
         decisions = _reach(run, choices)
         found = wholes.additivity(run, decisions, len(touched))
         if not _off(found):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnx_lowrank import planning, wholes
+from onnx_lowrank import guard, planning, wholes
 from onnx_lowrank.allocate import Candidate, Choices, predicted_ms
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.repair import Repaired
@@ -68,3 +68,24 @@ def test_a_plan_that_fits_is_left_as_it_is(run: Any, monkeypatch: pytest.MonkeyP
     assert planning._additive_again(run, choices, one) == one
     assert choices == [CHOICE]
     assert run.additivity["corrected_sites"] == 3
+
+
+def test_what_a_plan_loses_elsewhere_is_charged_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off by more than a tenth before the correction and after it: two profiles, one charge."""
+    monkeypatch.setattr(guard, "losses", lambda *_: guard.Losses(ms={"a": 1.0}))
+    monkeypatch.setattr(planning, "_reach", lambda _, choices: (choices[0].become(choices[0].candidates[-1]),))
+    monkeypatch.setattr(wholes, "predicted", lambda *_: 1.0)
+    choices = [CHOICE]
+    (decision,) = planning._additive(run, choices, (CHOICE.become(MILD),))
+    assert (decision.rank, decision.ms_after) == (16, 3 * 8.0 + 1.0)
+    assert run.additivity["corrected_sites"] == 1
+
+
+def test_times_that_are_still_off_are_corrected_once_more(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "losses", lambda *_: guard.Losses())
+    monkeypatch.setattr(planning, "_reach", lambda _, choices: (choices[0].become(choices[0].candidates[0]),))
+    monkeypatch.setattr(wholes, "factors", lambda *_: {"a": (1.0, 1.5)})
+    monkeypatch.setattr(wholes, "predicted", lambda *_: 1.0)
+    choices = [CHOICE]
+    (decision,) = planning._additive(run, choices, (CHOICE.become(FAST),))
+    assert decision.ms_after == pytest.approx(2.0 * 1.5**2)
