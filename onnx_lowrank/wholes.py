@@ -46,9 +46,9 @@ def _race(run: Run, first: Path | onnx.ModelProto, decisions: Decisions) -> dict
 
 
 def factors(run: Run, decisions: Decisions) -> dict[str, tuple[float, float]]:
-    """In-situ over predicted times of the rewritten sites, at the pace that the table was measured at.
+    """In-situ over predicted times of the rewritten sites, with the pace of the race divided out.
 
-    What stays dense is not corrected: at the pace of the race it would no longer compare with what is.
+    What stays dense keeps the table's times, and the knapsack compares the two.
     """
     timed = whole(run, decisions)
 
